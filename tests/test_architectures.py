@@ -1,0 +1,133 @@
+"Every supported family on a tiny random configuration: decomposition, padding, capture, edit, merge, adapter"
+import copy
+
+import pytest
+import tiny
+import torch
+from peft import PeftModel
+
+from headpursuit.capture import capture, head_samples
+from headpursuit.editing import HeadEdit
+from headpursuit.heads import HeadModel
+
+TEXTS = ['The sky is blue', 'Grass', 'The secret number of item 7 is 259.', 'roses are red, go on']
+FAMILIES = [*tiny.TEXT_CONFIGS, *tiny.VISION_CONFIGS]
+
+
+def load(family):
+    "HeadModel and a batch of one that the model accepts"
+    if family in tiny.TEXT_CONFIGS:
+        return HeadModel(tiny.text_model(family), tiny.TOK), dict(tiny.TOK(TEXTS[0], return_tensors='pt', return_token_type_ids=False))
+    model, inputs, processor = tiny.vision_model(family)
+    return HeadModel(model, processor or tiny.TOK), dict(inputs('[image] ' + TEXTS[0], tiny.image()))
+
+
+def logits(model, batch):
+    with torch.no_grad(): return model(**batch).logits
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_sum_of_heads_is_the_attention_output(family):
+    model, batch = load(family)
+    z, attention, stream = {}, {}, {}
+    raw = [p.register_forward_pre_hook(lambda m, a, l=l: z.__setitem__(l, a[0])) for l, p in enumerate(model.projections)]
+    raw += [p.register_forward_hook(lambda m, a, out, l=l: attention.__setitem__(l, out)) for l, p in enumerate(model.projections)]
+    logits(model.model, batch)
+    for h in raw: h.remove()
+    for l, p in enumerate(model.projections):
+        parts = torch.einsum('bshk,hdk->bshd', z[l].unflatten(-1, (model.n_heads, model.head_dim)), model.W_O(l))
+        bias = 0 if getattr(p, 'bias', None) is None else p.bias
+        torch.testing.assert_close(parts.sum(-2) + bias, attention[l], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_writes_add_up_to_what_enters_the_residual_stream(family):
+    "Checked against the module whose output is added to the stream: the post-norm where the family has one"
+    model, batch = load(family)
+    z, written = {}, {}
+    modules = [p if n is None else n for p, n in zip(model.projections, model.post_norms)]
+    handles = [m.register_forward_hook(lambda m, a, out, l=l: written.__setitem__(l, out)) for l, m in enumerate(modules)]
+    with torch.no_grad(), model.watch(z.__setitem__): model.model(**batch)
+    for h in handles: h.remove()
+    for l in range(model.n_layers):
+        bias = getattr(model.projections[l], 'bias', None)
+        torch.testing.assert_close(model.contributions(l, z[l]).sum(-2) + (0 if bias is None else bias), written[l], atol=1e-5, rtol=1e-4)
+
+
+def test_post_norm_is_found_only_where_it_exists():
+    post = {f for f in FAMILIES if load(f)[0].post_norms[0] is not None}
+    assert post == {'gemma2', 'gemma3', 'gemma3_vision', 'olmo2'}
+
+
+@pytest.mark.parametrize('family', tiny.TEXT_CONFIGS)
+def test_capture_does_not_depend_on_batch_or_padding(family):
+    model = HeadModel(tiny.text_model(family), tiny.tokenizer())
+    for rule in ('prompt', 'last', 'all'):
+        one = capture(model, TEXTS, positions=rule, batch_size=1, progress=False)
+        for side in ('left', 'right'):
+            many = capture(model, [model.encode(TEXTS, padding_side=side)], positions=rule, progress=False)
+            assert many.count == one.count and many.prompt_hash == one.prompt_hash
+            torch.testing.assert_close(many.mean, one.mean, atol=2e-5, rtol=1e-4)
+            torch.testing.assert_close(many.scatter, one.scatter, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize('family', tiny.VISION_CONFIGS)
+def test_image_positions_are_the_image_tokens_of_the_backbone(family):
+    model, batch = load(family)
+    n_image = int((batch['input_ids'] == model.image_token_id).sum())
+    assert n_image > 0 and all('vision' not in n and 'visual' not in n for n in model.projection_names)
+    z = {}
+    with torch.no_grad(), model.watch(z.__setitem__): model.model(**batch)
+    where = batch['input_ids'][0] == model.image_token_id
+    expected = torch.stack([z[l][0, where].mean(0) for l in range(model.n_layers)])
+    torch.testing.assert_close(head_samples(model, batch, 'image')[0], expected, atol=1e-5, rtol=1e-4)
+    stats = capture(model, [batch], progress=False)
+    assert stats.positions == 'image' and stats.count == 1
+
+
+@pytest.mark.parametrize('family', ['llava', 'llava_next', 'gemma3_vision'])
+def test_images_pass_through_the_processor(family):
+    model, _ = load(family)
+    text = {'gemma3_vision': '<start_of_image>'}.get(family, '<image>') + ' The sky is'
+    samples = [dict(text=text, image=tiny.image(i)) for i in range(3)]
+    stats = capture(model, samples, batch_size=2, progress=False)
+    assert stats.count == 3 and stats.positions == 'image'
+    alone = sum(capture(model, [s], progress=False) for s in samples)
+    torch.testing.assert_close(stats.mean, alone.mean, atol=1e-5, rtol=1e-4)
+    assert stats.prompt_hash == alone.prompt_hash
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_hook_merge_and_adapter_are_the_same_edit(family, tmp_path):
+    model, batch = load(family)
+    edit = HeadEdit(['0.1', '1.3', '1.0'], [-1, 5, 0])
+    plain = logits(model.model, batch)
+    with edit.applied(model): edited = logits(model.model, batch)
+    assert (edited - plain).abs().max() > 1e-4
+    torch.testing.assert_close(logits(model.model, batch), plain, atol=0, rtol=0)
+    edit.save(tmp_path, model)
+    assert HeadEdit.load(tmp_path, model).alphas == edit.alphas
+    merged = edit.merge(copy.deepcopy(model.model))
+    torch.testing.assert_close(logits(merged, batch), edited, atol=1e-5, rtol=1e-4)
+    adapted = PeftModel.from_pretrained(model.model, str(tmp_path)).eval()
+    torch.testing.assert_close(logits(adapted, batch), edited, atol=1e-5, rtol=1e-4)
+    with adapted.disable_adapter(): torch.testing.assert_close(logits(adapted, batch), plain, atol=1e-5, rtol=1e-4)
+
+
+def test_merged_edit_is_a_plain_checkpoint(tmp_path):
+    model, batch = load('llama')
+    edit = HeadEdit(['0.1'], -1)
+    with edit.applied(model): edited = logits(model.model, batch)
+    edit.merge(model).save_pretrained(tmp_path)
+    torch.testing.assert_close(logits(type(model.model).from_pretrained(tmp_path), batch), edited, atol=1e-5, rtol=1e-4)
+
+
+def test_unknown_family_says_what_was_looked_for():
+    lm = tiny.text_model('llama')
+    del lm.model.layers[0].self_attn.o_proj
+    with pytest.raises(ValueError, match='layer 0.*looked for.*self_attn.*o_proj'): HeadModel(lm)
+
+
+def test_folded_dictionary_handles_a_narrow_embedding():
+    model, _ = load('opt')  # word_embed_proj_dim 16, width 32
+    assert model.dictionary().atoms.shape == (len(tiny.TOK), 32)
