@@ -35,7 +35,7 @@ class Head:
         if not m: raise ValueError(f'{text!r} is not a head: write L24.H20, L24H20 or 24.20')
         return cls(int(m[1]), int(m[2]))
 
-# %% ../nbs/02_heads.ipynb #f80e1d4b
+# %% ../nbs/02_heads.ipynb #efaa6285
 _ATTENTION = ('self_attn', 'attn', 'attention', 'self_attention')
 _OUTPUT = ('o_proj', 'out_proj', 'c_proj', 'dense', 'wo', 'proj')
 _FINAL_NORM = ('norm', 'ln_f', 'final_layer_norm', 'final_layernorm')
@@ -47,7 +47,8 @@ def _child(module: nn.Module, names: Sequence[str]) -> nn.Module | None:
 
 def _weight(projection: nn.Module) -> Tensor:  # (d_out, d_in)
     "Weight of a linear layer, also of GPT-2's transposed one"
-    return projection.weight if isinstance(projection, nn.Linear) else projection.weight.T
+    w = projection.weight.detach()
+    return w if isinstance(projection, nn.Linear) else w.T
 
 def _projections(layers: nn.ModuleList, d: int) -> list[nn.Module]:
     "The attention output projection of every layer"
@@ -131,9 +132,8 @@ class HeadModel:
         return (f'HeadModel({type(self.model).__name__}: {self.n_layers} layers x {self.n_heads} heads of size {self.head_dim}, '
                 f'width {self.d_model})')
 
-# %% ../nbs/02_heads.ipynb #20655586
+# %% ../nbs/02_heads.ipynb #4f7cf0ce
 @patch
-@torch.no_grad()
 def W_O(self: HeadModel, layer: int) -> Tensor:  # (n_heads, d, k)
     "Each head's block of columns of a layer's output projection"
     return _weight(self.projections[layer]).unflatten(1, (self.n_heads, self.head_dim)).transpose(0, 1)

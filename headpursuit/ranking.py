@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['HeadRanking', 'rank_heads', 'rank_by_logit_lens', 'random_heads', 'atlas']
 
-# %% ../nbs/04_ranking.ipynb #e0de6abb
+# %% ../nbs/04_ranking.ipynb #3386beb4
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from tqdm.auto import tqdm
 from .capture import HeadStats
 from .dictionary import Concept, Dictionary
 from .heads import Head, HeadModel, as_head_model
-from .pursuit import projection_score, somp, somp_moments
+from .pursuit import projection_score, somp_moments, somp_samples
 
 # %% ../nbs/04_ranking.ipynb #f8cb891d
 @dataclass
@@ -74,7 +75,7 @@ def _resolve_norm(norm: int | None, stats: HeadStats, greedy: bool) -> int:
         'the L1 rule needs the samples: capture(..., samples=True), or use norm=2, which needs the statistics alone')
     return norm or (2 if stats.samples is None else 1)
 
-# %% ../nbs/04_ranking.ipynb #092acf19
+# %% ../nbs/04_ranking.ipynb #abdb2476
 @torch.no_grad()
 def rank_heads(model: nn.Module | HeadModel, stats: HeadStats, concept: Concept,
                *, n_atoms: int = 50,  # step budget of the pursuit
@@ -93,14 +94,9 @@ def rank_heads(model: nn.Module | HeadModel, stats: HeadStats, concept: Concept,
         W, c = model.write_matrix(l).to(D), C[l].to(D.device)
         if not greedy: scores.append(projection_score(c, W, D))
         elif norm == 2: scores.append(somp_moments(c, W, D, n_atoms, normalize=normalize)[1][:, -1])
-        else: scores.append(torch.stack([_last(somp(stats.samples[:, l, h].to(D), D, n_atoms, norm=1, center=center, normalize=normalize, W=W[h]).explained)
-                                         for h in range(model.n_heads)]))
+        else: scores.append(somp_samples(stats.samples[:, l].transpose(0, 1).to(D), W, D, n_atoms, center=center, normalize=normalize)[1][:, -1])
     rule = 'projection' if not greedy else {1: 'magnitude', 2: 'energy'}[norm]
     return _ranking(torch.stack(scores), concept=concept.name, rule=rule, n_atoms=len(D), positions=stats.positions)
-
-def _last(explained: Tensor) -> Tensor:
-    "What a pursuit explained in the end: 0 if there was nothing to explain"
-    return explained[-1] if len(explained) else explained.new_zeros(())
 
 # %% ../nbs/04_ranking.ipynb #d93bd6e7
 @torch.no_grad()
@@ -126,27 +122,32 @@ def random_heads(model: nn.Module | HeadModel, chosen: Iterable[Head],
     if short: raise ValueError(f'layer {short[0]} has {model.n_heads} heads, {layers[short[0]]} of them chosen: too few are left for a disjoint control')
     return [[Head(int(l), int(h)) for l, n in layers.items() for h in sorted(rng.choice(free[l], n, replace=False))] for _ in range(n_draws)]
 
-# %% ../nbs/04_ranking.ipynb #d57ddcb9
+# %% ../nbs/04_ranking.ipynb #30b54eae
 @torch.no_grad()
 def atlas(model: nn.Module | HeadModel, stats: HeadStats,
           n_atoms: int = 5,  # tokens per head
           *, norm: int = 2,  # 2: energy, from the statistics; 1: the paper's rule, needs the samples
           center: bool = True, normalize: bool = True, fold_norm: bool = False,
           heads: Iterable[Head] | None = None,  # default: all
-          dtype: torch.dtype = torch.float64, progress: bool = True,
+          dtype: torch.dtype = torch.float64,  # of the matrix products; the bookkeeping is in float64
+          memory: float = 4e9,  # bytes for what is held per chunk of heads, beside the dictionary
+          progress: bool = True,
           ) -> pd.DataFrame:  # columns layer, head, step, token, token_id, explained
     "The tokens that SOMP picks for each head from the full vocabulary (paper, Tables 1 and 6)"
     model = as_head_model(model); _check_fit(model, stats); norm = _resolve_norm(norm, stats, True)
-    D, C = model.dictionary(fold_norm=fold_norm), _moments(stats, center)
     wanted = sorted({model.check_head(h) for h in heads} if heads is not None else model.heads)
+    D, C = model.dictionary(fold_norm=fold_norm), _moments(stats, center)
     A, rows = D.atoms.to(dtype), []
-    for head in tqdm(wanted, desc='atlas', disable=not progress, unit='head'):
-        l, h = head.layer, head.head
-        W = model.write_matrix(l)[h].to(A)
-        if norm == 2:
-            s, e = (x[0] for x in somp_moments(C[l, h][None].to(A), W[None], A, n_atoms, normalize=normalize))
-        else:
-            p = somp(stats.samples[:, l, h].to(A), A, n_atoms, norm=1, center=center, normalize=normalize, W=W)
-            s, e = p.support, p.explained
-        rows += [(l, h, t + 1, D.names[i], i, x) for t, (i, x) in enumerate(zip(s.tolist(), e.tolist())) if i >= 0]
+    per_head = len(D) * dtype.itemsize * (2 * model.head_dim + (3 * n_atoms if norm == 2 else stats.count + 2 * n_atoms))
+    at_once = max(1, int(memory // per_head))
+    with tqdm(total=len(wanted), desc='atlas', disable=not progress, unit='head') as bar:
+        for l, group in groupby(wanted, key=lambda h: h.layer):
+            group, W = list(group), model.write_matrix(l)
+            for i in range(0, len(group), at_once):
+                h = torch.tensor([x.head for x in group[i:i + at_once]])
+                w = W[h.to(W.device)].to(A)
+                if norm == 2: s, e = somp_moments(C[l, h].to(A.device), w, A, n_atoms, normalize=normalize)
+                else: s, e = somp_samples(stats.samples[:, l, h].transpose(0, 1).to(A), w, A, n_atoms, center=center, normalize=normalize)
+                rows += [(l, x, t + 1, D.names[j], j, y) for x, ss, ee in zip(h.tolist(), s.tolist(), e.tolist()) for t, (j, y) in enumerate(zip(ss, ee)) if j >= 0]
+                bar.update(len(h))
     return pd.DataFrame(rows, columns=['layer', 'head', 'step', 'token', 'token_id', 'explained'])
