@@ -183,7 +183,7 @@ def contributions(self: HeadModel, layer: int,
     "What each head of a layer writes into the residual stream"
     return torch.einsum('...hk,hdk->...hd', z, self.write_matrix(layer))
 
-# %% ../nbs/02_heads.ipynb #a9d40aee
+# %% ../nbs/02_heads.ipynb #214cc917
 @patch
 @torch.no_grad()
 def dictionary(self: HeadModel, *, fold_norm: bool = False,  # multiply the final norm's gain into the atoms
@@ -191,7 +191,7 @@ def dictionary(self: HeadModel, *, fold_norm: bool = False,  # multiply the fina
     "The unembedding as a dictionary of directions in the residual stream"
     head = self.model.get_output_embeddings()
     if head is None: raise ValueError(f'{type(self.model).__name__} has no unembedding: load it with a language-modelling head')
-    D = head.weight.float() if self.project_out is None else head.weight.float() @ self.project_out.weight.float()
+    D = head.weight.detach().float() if self.project_out is None else head.weight.float() @ self.project_out.weight.float()
     if fold_norm:
         if self.final_norm is None: raise ValueError(f'{type(self.model).__name__} has no final norm to fold: looked for {"/".join(_FINAL_NORM)}')
         D = D * _gain(self.final_norm, self.d_model).float()

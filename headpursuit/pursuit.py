@@ -44,7 +44,7 @@ def _best(scores: Tensor,  # (..., v) selection scores
     top = scores.amax(-1, keepdim=True)
     return (scores >= top * (1 - 64 * torch.finfo(scores.dtype).eps)).int().argmax(-1)
 
-# %% ../nbs/00_pursuit.ipynb #f18ef6ed
+# %% ../nbs/00_pursuit.ipynb #b3625614
 def _matrix(x, name: str) -> Tensor:
     "`x` as a finite floating-point matrix with at least one row"
     x = torch.as_tensor(x)
@@ -77,8 +77,8 @@ def _centered(H: Tensor, center: bool) -> tuple[Tensor, Tensor]:  # (n, d) signa
 
 def _unit(D: Tensor) -> tuple[Tensor, Tensor]:  # unit rows (zero rows stay zero), (v,) norms
     "Rows of `D` scaled to length one, and their lengths"
-    norms = D.norm(dim=-1)
-    return D / norms.clamp_min(torch.finfo(D.dtype).tiny)[:, None], norms
+    norms = torch.linalg.vector_norm(D, dim=-1, dtype=torch.promote_types(D.dtype, torch.float32))
+    return (D / norms.clamp_min(torch.finfo(norms.dtype).tiny)[:, None]).to(D.dtype), norms
 
 # %% ../nbs/00_pursuit.ipynb #e66e1f20
 def matching_pursuit(h: Tensor,  # (d,) one signal
@@ -127,7 +127,7 @@ def somp_literal(H: Tensor,  # (n_samples, d) signals
     s = torch.tensor(support, dtype=torch.long, device=D.device)
     return Pursuit(s, H.new_tensor(explained), coef / norms[s], D[s], mean)
 
-# %% ../nbs/00_pursuit.ipynb #0d2608f3
+# %% ../nbs/00_pursuit.ipynb #546690ff
 def _deflate(A: Tensor,  # (v, n) correlations, changed in place
              g: Tensor, a: Tensor, norm: int) -> Tensor:  # (v,)
     "Subtract `g aᵀ` and return the rows' new norms to the power of the rule, block by block so that a block is touched once while in cache"
@@ -152,7 +152,7 @@ def _pursue(A: Tensor,  # (heads, v, n) correlations of unit atoms with each hea
         if not on.any(): break
         p = _best(scores * weight, left)
         rho = left[rows, p].clamp_min(_TOL).sqrt().to(A)[:, None]
-        G[:, t] = (U[p] @ U.T - torch.einsum('ht,htv->hv', G[rows, :t, p], G[:, :t])) / rho * on[:, None]
+        G[:, t] = ((U[p] @ U.T).to(A) - torch.einsum('ht,htv->hv', G[rows, :t, p], G[:, :t])) / rho * on[:, None]
         parts[:, t] = A[rows, p] / rho * on[:, None]
         for i in on.nonzero().flatten(): scores[i] = _deflate(A[i], G[i, t], parts[i, t], norm)
         left = (left - G[:, t].double().square()).clamp_min_(0); left[rows, p] = 0
@@ -208,20 +208,20 @@ def projection_score(C: Tensor,  # (..., k, k) covariance of z, one or many head
     total = part(W)
     return torch.where(total > 0, part(orthonormal_basis(D).T @ W) / total, torch.zeros_like(total)).clamp(0, 1)
 
-# %% ../nbs/00_pursuit.ipynb #68030cfa
+# %% ../nbs/00_pursuit.ipynb #93f7b0c5
 def somp_moments(C: Tensor,  # (heads, k, k) covariance (or second moment) of z for each head
                  W: Tensor,  # (heads, d, k) output matrices
-                 D: Tensor,  # (v, d) dictionary
+                 D: Tensor,  # (v, d) dictionary; its dtype is that of the matrix products, at least float32 that of all else
                  n_atoms: int,  # most atoms to choose per head
                  *, normalize: bool = True,  # scale atoms to unit length before choosing
                  ) -> tuple[Tensor, Tensor]:  # support (heads, t), -1 once a head is exhausted; explained (heads, t)
     "SOMP with the energy rule for many heads at once, from second moments alone; O(v d k) a head, then O(v d) a step"
     n_atoms, (U, norms) = min(n_atoms, len(D)), _unit(D)
-    C = C.to(W)
     P = _seen_by_heads(U, W)
+    C, W, weight = C.to(P), W.to(P), (torch.ones_like(norms) if normalize else norms).to(P).square()
     E, total = ((P @ C) * P).sum(-1).double(), ((W @ C) * W).sum((-2, -1)).double()
     n, v = E.shape
-    weight, left = (norms * 0 + 1 if normalize else norms).square(), (norms > 0).double().expand(n, v).clone()
+    left = (norms > 0).double().expand(n, v).clone()
     G, B, M = P.new_zeros(n, n_atoms, v), P.new_zeros(n, n_atoms, v), P.new_zeros(n, n_atoms, n_atoms)
     support, gain, rows = torch.full((n, n_atoms), -1, device=P.device), total.new_zeros(n, n_atoms), torch.arange(n, device=P.device)
     for t in range(n_atoms):
@@ -231,7 +231,7 @@ def somp_moments(C: Tensor,  # (heads, k, k) covariance (or second moment) of z 
         at_p = G[rows, :t, p]  # the new atom's components along the chosen basis
         rho = left[rows, p].clamp_min(_TOL).sqrt().to(P)[:, None]
         combine = lambda c, X: torch.einsum('nt,ntv->nv', c, X[:, :t])
-        g = (U[p] @ U.T - combine(at_p, G)) / rho
+        g = ((U[p] @ U.T).to(P) - combine(at_p, G)) / rho
         b = ((P @ (C @ P[rows, p, :, None]))[..., 0] - combine(at_p, B)) / rho
         m_s = (B[rows, :t, p] - torch.einsum('nst,nt->ns', M[:, :t, :t], at_p)) / rho
         m = (b[rows, p] - (m_s * at_p).sum(1)) / rho[:, 0]
@@ -245,19 +245,21 @@ def somp_moments(C: Tensor,  # (heads, k, k) covariance (or second moment) of z 
 def _seen_by_heads(U: Tensor, W: Tensor) -> Tensor:  # (heads, v, k)
     "The atoms in the coordinates of each head, by one matrix product for all heads"
     h, d, k = W.shape
-    return (U @ W.transpose(0, 1).reshape(d, h * k)).view(len(U), h, k).transpose(0, 1)
+    P = U @ W.to(U).transpose(0, 1).reshape(d, h * k)
+    return P.to(torch.promote_types(P.dtype, torch.float32)).view(len(U), h, k).transpose(0, 1)
 
-# %% ../nbs/00_pursuit.ipynb #d2ce62e5
+# %% ../nbs/00_pursuit.ipynb #b68806c3
 def somp_samples(Z: Tensor,  # (heads, n, k) samples of z
                  W: Tensor,  # (heads, d, k) output matrices
-                 D: Tensor,  # (v, d) dictionary
+                 D: Tensor,  # (v, d) dictionary; its dtype is that of the matrix products, at least float32 that of all else
                  n_atoms: int,  # most atoms to choose per head
                  *, norm: int = 1, center: bool = True, normalize: bool = True,
                  ) -> tuple[Tensor, Tensor]:  # support (heads, t), -1 once a head is exhausted; explained (heads, t)
     "`somp` for many heads at once; O(vdk + nvk) a head, then O(nv + vd) a step; holds heads x v x n numbers"
     n_atoms, (U, norms) = min(n_atoms, len(D)), _unit(D)
-    Z = torch.stack([_centered(z, center)[0] for z in Z.to(W)])
+    P = _seen_by_heads(U, W)
+    Z, W, weight = torch.stack([_centered(z, center)[0] for z in Z.to(P)]), W.to(P), (torch.ones_like(norms) if normalize else norms).to(P)
     total = ((Z.mT @ Z).double() * (W.mT @ W)).sum((-2, -1))
-    support, parts, _ = _pursue(_seen_by_heads(U, W) @ Z.mT, U, torch.ones_like(norms) if normalize else norms, total, n_atoms, norm)
+    support, parts, _ = _pursue(P @ Z.mT, U, weight, total, n_atoms, norm)
     gain = parts.double().square().sum(-1)
     return support, (gain.cumsum(1) / total.clamp_min(1e-300)[:, None]).clamp(max=1)

@@ -122,14 +122,14 @@ def random_heads(model: nn.Module | HeadModel, chosen: Iterable[Head],
     if short: raise ValueError(f'layer {short[0]} has {model.n_heads} heads, {layers[short[0]]} of them chosen: too few are left for a disjoint control')
     return [[Head(int(l), int(h)) for l, n in layers.items() for h in sorted(rng.choice(free[l], n, replace=False))] for _ in range(n_draws)]
 
-# %% ../nbs/04_ranking.ipynb #30b54eae
+# %% ../nbs/04_ranking.ipynb #061effe8
 @torch.no_grad()
 def atlas(model: nn.Module | HeadModel, stats: HeadStats,
           n_atoms: int = 5,  # tokens per head
           *, norm: int = 2,  # 2: energy, from the statistics; 1: the paper's rule, needs the samples
           center: bool = True, normalize: bool = True, fold_norm: bool = False,
           heads: Iterable[Head] | None = None,  # default: all
-          dtype: torch.dtype = torch.float64,  # of the matrix products; the bookkeeping is in float64
+          dtype: torch.dtype = torch.float64,  # of the matrix products; bookkeeping is in at least float32, energies in float64
           memory: float = 4e9,  # bytes for what is held per chunk of heads, beside the dictionary
           progress: bool = True,
           ) -> pd.DataFrame:  # columns layer, head, step, token, token_id, explained
@@ -138,16 +138,16 @@ def atlas(model: nn.Module | HeadModel, stats: HeadStats,
     wanted = sorted({model.check_head(h) for h in heads} if heads is not None else model.heads)
     D, C = model.dictionary(fold_norm=fold_norm), _moments(stats, center)
     A, rows = D.atoms.to(dtype), []
-    per_head = len(D) * dtype.itemsize * (2 * model.head_dim + (3 * n_atoms if norm == 2 else stats.count + 2 * n_atoms))
+    per_head = len(D) * max(4, dtype.itemsize) * (2 * model.head_dim + (3 * n_atoms if norm == 2 else stats.count + 2 * n_atoms))
     at_once = max(1, int(memory // per_head))
     with tqdm(total=len(wanted), desc='atlas', disable=not progress, unit='head') as bar:
         for l, group in groupby(wanted, key=lambda h: h.layer):
             group, W = list(group), model.write_matrix(l)
             for i in range(0, len(group), at_once):
                 h = torch.tensor([x.head for x in group[i:i + at_once]])
-                w = W[h.to(W.device)].to(A)
-                if norm == 2: s, e = somp_moments(C[l, h].to(A.device), w, A, n_atoms, normalize=normalize)
-                else: s, e = somp_samples(stats.samples[:, l, h].transpose(0, 1).to(A), w, A, n_atoms, center=center, normalize=normalize)
+                w = W[h.to(W.device)].to(A.device, torch.promote_types(dtype, torch.float32))
+                if norm == 2: s, e = somp_moments(C[l, h].to(w.device), w, A, n_atoms, normalize=normalize)
+                else: s, e = somp_samples(stats.samples[:, l, h].transpose(0, 1).to(w), w, A, n_atoms, center=center, normalize=normalize)
                 rows += [(l, x, t + 1, D.names[j], j, y) for x, ss, ee in zip(h.tolist(), s.tolist(), e.tolist()) for t, (j, y) in enumerate(zip(ss, ee)) if j >= 0]
                 bar.update(len(h))
     return pd.DataFrame(rows, columns=['layer', 'head', 'step', 'token', 'token_id', 'explained'])

@@ -64,23 +64,23 @@ def _shape(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float, 
     c, s = math.cos(turn), math.sin(turn)
     draw.polygon([(_SCALE * (x + r * (c * u - s * v)), _SCALE * (y + r * (s * u + c * v))) for u, v in _OUTLINES[shape]], fill=fill)
 
-# %% ../nbs/pocket/02_seeing_world.ipynb #e3ef6544
+# %% ../nbs/pocket/02_seeing_world.ipynb #92de95ad
 def _face(draw: ImageDraw.ImageDraw, mood: str, x: float, y: float, r: float, ink: tuple):
     "Eyes and mouth of a mood on a shape of radius `r`"
     at = lambda u, v: (_SCALE * (x + r * u), _SCALE * (y + r * v))
-    w = max(2, round(_SCALE * r * .13))
+    w = max(4, round(_SCALE * r * .15))
     line = lambda *points: draw.line([at(u, v) for u, v in points], fill=ink, width=w)
     disc = lambda u, v, q: draw.ellipse([*at(u - q, v - q), *at(u + q, v + q)], fill=ink)
     for side in (-1, 1):
         if mood == 'calm': line((side * .4, -.15), (side * .1, -.15))
-        else: disc(side * .27, -.12, .17 if mood in ('surprised', 'scared') else .11)
+        else: disc(side * .27, -.12, .18 if mood in ('surprised', 'scared') else .13)
         if mood == 'angry': line((side * .5, -.5), (side * .1, -.25))
     curve = lambda bend: line(*[(u, .4 + bend * (1 - (u / .4) ** 2) - bend / 2) for u in np.linspace(-.4, .4, 9)])
     if mood == 'surprised': disc(0, .42, .22)
     elif mood == 'scared': line((-.4, .3), (-.2, .5), (0, .3), (.2, .5), (.4, .3))
     else: curve(dict(happy=.4, sad=-.4, angry=-.15, calm=.12)[mood])
 
-# %% ../nbs/pocket/02_seeing_world.ipynb #06ee6308
+# %% ../nbs/pocket/02_seeing_world.ipynb #f7904297
 @dataclass(frozen=True)
 class Group:
     "Some equal things in one quarter of the picture"
@@ -109,7 +109,7 @@ def draw_scene(groups: tuple[Group, ...], rng: random.Random) -> PIL.Image:
         for u, v in _LAYOUT[g.count]:
             x, y, r = cx + 14 * u + rng.uniform(-.5, .5), cy + 14 * v + rng.uniform(-.5, .5), _RADIUS[g.count]
             _shape(draw, g.shape, x, y, r, fill)
-            if g.mood: _face(draw, g.mood, x, y, r, _blend(fill, (0, 0, 0), .25 + .75 * g.ink))
+            if g.mood: _face(draw, g.mood, x, y, r, _blend(fill, (0, 0, 0), .4 + .6 * g.ink))
     return _finish(im)
 
 # %% ../nbs/pocket/02_seeing_world.ipynb #1446dcb3
@@ -132,7 +132,7 @@ def caption(groups: tuple[Group, ...], rng: random.Random) -> str:
     above = groups[0].quarter // 2 != groups[1].quarter // 2
     return f"{phrases[0]} {'above' if above else 'beside'} {phrases[1]}."
 
-# %% ../nbs/pocket/02_seeing_world.ipynb #3f644ff6
+# %% ../nbs/pocket/02_seeing_world.ipynb #4bfd9931
 _SPLITS = ('train', 'validation', 'test')
 CAPTION_PROMPT = '<image> Provide a one-sentence caption for the provided image.'
 
@@ -149,7 +149,7 @@ def _draw_group(rng: random.Random, quarter: int, plain: bool) -> Group:
     count = rng.choice([1, 1, 1, *QUANTITIES])
     strength = lambda: rng.uniform(0, .2) if plain else rng.random()
     return Group(rng.choice(SHAPES), count, None if plain or rng.random() < .1 else rng.choice([*COLOURS]), strength(),
-                 None if plain or rng.random() < .25 else rng.choice(MOODS), strength(), strength(), quarter)
+                 None if plain or count > 4 or rng.random() < .15 else rng.choice(MOODS), strength(), strength(), quarter)
 
 def _draw_groups(rng: random.Random, split: str, plain: bool) -> tuple[Group, ...]:
     "A random scene of a split"
@@ -243,7 +243,7 @@ def _glyph_picture(name: str, rng: random.Random) -> PIL.Image:
     draw.text(at, name, font=rng.choice(_fonts()), fill=_blend(ink, (0, 0, 0), .4), anchor='mm')
     return _finish(im.rotate(rng.uniform(-8, 8), PIL.Resampling.BILINEAR, fillcolor=paper))
 
-# %% ../nbs/pocket/02_seeing_world.ipynb #a7996113
+# %% ../nbs/pocket/02_seeing_world.ipynb #ef27ea48
 @cache
 def _scans(split: str) -> dict[str, list[np.ndarray]]:
     "Scikit-learn's handwritten digits of a split, by class"
@@ -255,12 +255,12 @@ def _scans(split: str) -> dict[str, list[np.ndarray]]:
 
 def _scan_picture(name: str, rng: random.Random, split: str) -> PIL.Image:
     "A handwritten digit, dark on light"
-    scan = rng.choice(_scans(split)[name])
-    im = PIL.fromarray((250 - 14 * scan).astype('uint8')).resize((52, 52), PIL.Resampling.BICUBIC)
+    scan, train = rng.choice(_scans(split)[name]), split == 'train'
+    size, dx, dy, turn = (round(rng.uniform(44, 58)), rng.uniform(-5, 5), rng.uniform(-5, 5), rng.uniform(-15, 15)) if train else (52, 0, 0, 0)
+    im = PIL.fromarray((250 - 14 * scan).astype('uint8')).resize((size, size), PIL.Resampling.BICUBIC)
     out = PIL.new('L', (SIZE, SIZE), 250)
-    shift = [rng.uniform(-4, 4) if split == 'train' else 0 for _ in range(2)]
-    out.paste(im, (round(6 + shift[0]), round(6 + shift[1])))
-    return out.rotate(rng.uniform(-10, 10) if split == 'train' else 0, PIL.Resampling.BILINEAR, fillcolor=250).convert('RGB')
+    out.paste(im, (round((SIZE - size) / 2 + dx), round((SIZE - size) / 2 + dy)))
+    return out.rotate(turn, PIL.Resampling.BILINEAR, fillcolor=250).convert('RGB')
 
 # %% ../nbs/pocket/02_seeing_world.ipynb #bc82a8b5
 def class_names(name: str, # one of `SETS`

@@ -94,7 +94,7 @@ class _World:
         if kind < .2: return f'{text} Story: {self.story(n, facts)}'
         return ' '.join([text] + [f'{STATEMENTS[c].format(n=n)} {facts[c]}.' for c in self.rng.sample(list(facts), len(facts))])
 
-# %% ../nbs/pocket/00_reading_world.ipynb #e24fe811
+# %% ../nbs/pocket/00_reading_world.ipynb #04d5e200
 def reading_corpus(n: int, seed: int = 0) -> Dataset:  # column text
     "Training texts"
     world = _World('train', seed)
@@ -111,11 +111,13 @@ def reading_questions(split: str,  # 'train', 'validation' or 'test'
             rows.append(dict(prompt=f'{world.passage(name, facts)} {STATEMENTS[c].format(n=name)}', answer=facts[c], concept=c))
     return Dataset.from_list(rows)
 
-def reading_stories(split: str, n: int, seed: int = 0) -> Dataset:  # columns prompt, story
+def reading_stories(split: str, n: int, seed: int = 0,
+                    about: str | None = None,  # a category that every passage mentions
+                    ) -> Dataset:  # columns prompt, story
     "Passages with a story to tell, for counting concept words in free text"
     world, rows = _World(split, seed), []
     for _ in range(n):
-        name, facts = world.person()
+        name, facts = world.person(about)
         rows.append(dict(prompt=f'{world.passage(name, facts)} Story:', story=world.story(name, facts)))
     return Dataset.from_list(rows)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from headpursuit import HeadModel, capture, effects, flip_heads, generate, pocket_path
+from headpursuit import HeadModel, capture, effects, flip_heads, generate, heads_needed, pocket_path, rank_heads
 from headpursuit.capture import HeadStats
 from headpursuit.cli import main
 from headpursuit.worlds import neutral_text, reading_concepts, reading_corpus, reading_questions, split_of
@@ -24,9 +24,11 @@ def test_few_heads_carry_a_concept(model):
     "At least five concepts: at most 3 % of heads flipped, target under 0.3 of base, others above 0.85, random heads above 0.9"
     training = reading_questions('train', 60, seed=11)['prompt']
     questions = reading_questions('test', 30, seed=12).to_pandas()
-    k = 3
-    assert k / len(model.heads) <= .03
-    table = effects(flip_heads(model, capture(model, training, progress=False), reading_concepts(model.tokenizer), questions, k=k, progress=False))
+    validation = reading_questions('validation', 30, seed=13).to_pandas()
+    stats, concepts = capture(model, training, progress=False), reading_concepts(model.tokenizer)
+    k = {c: heads_needed(model, rank_heads(model, stats, x), validation[validation.concept == c]) for c, x in concepts.items()}
+    assert max(k.values()) / len(model.heads) <= .03
+    table = effects(flip_heads(model, stats, concepts, questions, k=k, progress=False))
     assert (table.base >= .95).sum() >= 5
     passed = table[(table.base >= .95) & (table.edited < .3) & (table.others > .85) & (table.random > .9)]
     assert len(passed) >= 5, table.round(2).to_string()
