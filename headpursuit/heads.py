@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['Head', 'HeadModel', 'as_head_model']
 
-# %% ../nbs/02_heads.ipynb #bb6f5fce
+# %% ../nbs/02_heads.ipynb #72a317ec
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from fastcore.basics import patch
@@ -75,7 +76,7 @@ def _gain(norm: nn.Module, d: int) -> Tensor:  # (d,)
     p = next(norm.parameters())
     return norm.forward(p.new_ones(1, d))[0]  # an RMSNorm maps ones to its gain; .forward, so that no hook sees the probe
 
-# %% ../nbs/02_heads.ipynb #bd3326bf
+# %% ../nbs/02_heads.ipynb #f74b67da
 class HeadModel:
     "A transformers model seen as a sum of attention heads"
 
@@ -121,6 +122,12 @@ class HeadModel:
         "The tokenizer, also out of a processor"
         if self.processor is None: raise ValueError('text needs a tokenizer: HeadModel(model, tokenizer) or HeadModel.from_pretrained(name)')
         return getattr(self.processor, 'tokenizer', self.processor)
+
+    @cached_property
+    def token_names(self) -> list[str]:
+        "Every row of the unembedding as text, read once"
+        n = len(self.model.get_output_embeddings().weight)
+        return [str(i) for i in range(n)] if self.processor is None else token_strings(self.tokenizer, n)
 
     @property
     def image_token_id(self) -> int | None:
@@ -183,7 +190,7 @@ def contributions(self: HeadModel, layer: int,
     "What each head of a layer writes into the residual stream"
     return torch.einsum('...hk,hdk->...hd', z, self.write_matrix(layer))
 
-# %% ../nbs/02_heads.ipynb #214cc917
+# %% ../nbs/02_heads.ipynb #b5f99394
 @patch
 @torch.no_grad()
 def dictionary(self: HeadModel, *, fold_norm: bool = False,  # multiply the final norm's gain into the atoms
@@ -196,8 +203,7 @@ def dictionary(self: HeadModel, *, fold_norm: bool = False,  # multiply the fina
         if self.final_norm is None: raise ValueError(f'{type(self.model).__name__} has no final norm to fold: looked for {"/".join(_FINAL_NORM)}')
         D = D * _gain(self.final_norm, self.d_model).float()
         if isinstance(self.final_norm, nn.LayerNorm): D = D - D.mean(-1, keepdim=True)
-    names = token_strings(self.tokenizer, len(D)) if self.processor is not None else [str(i) for i in range(len(D))]
-    return Dictionary(D, names)
+    return Dictionary(D, self.token_names)
 
 # %% ../nbs/02_heads.ipynb #7ca51d7f
 @patch(cls_method=True)

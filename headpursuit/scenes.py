@@ -112,10 +112,10 @@ def draw_scene(groups: tuple[Group, ...], rng: random.Random) -> PIL.Image:
             if g.mood: _face(draw, g.mood, x, y, r, _blend(fill, (0, 0, 0), .4 + .6 * g.ink))
     return _finish(im)
 
-# %% ../nbs/pocket/02_seeing_world.ipynb #1446dcb3
+# %% ../nbs/pocket/02_seeing_world.ipynb #0665f2c8
 def mention(strength: float) -> float:
     "Probability that a fact of this strength is mentioned"
-    return 1 / (1 + math.exp(-10 * (strength - .5)))
+    return 1 / (1 + math.exp(-8 * (strength - .65)))
 
 def _phrase(g: Group, says: Callable[[float], bool]) -> str:
     "A noun phrase for a group"
@@ -243,7 +243,7 @@ def _glyph_picture(name: str, rng: random.Random) -> PIL.Image:
     draw.text(at, name, font=rng.choice(_fonts()), fill=_blend(ink, (0, 0, 0), .4), anchor='mm')
     return _finish(im.rotate(rng.uniform(-8, 8), PIL.Resampling.BILINEAR, fillcolor=paper))
 
-# %% ../nbs/pocket/02_seeing_world.ipynb #ef27ea48
+# %% ../nbs/pocket/02_seeing_world.ipynb #55bb3404
 @cache
 def _scans(split: str) -> dict[str, list[np.ndarray]]:
     "Scikit-learn's handwritten digits of a split, by class"
@@ -255,8 +255,10 @@ def _scans(split: str) -> dict[str, list[np.ndarray]]:
 
 def _scan_picture(name: str, rng: random.Random, split: str) -> PIL.Image:
     "A handwritten digit, dark on light"
-    scan, train = rng.choice(_scans(split)[name]), split == 'train'
-    size, dx, dy, turn = (round(rng.uniform(44, 58)), rng.uniform(-5, 5), rng.uniform(-5, 5), rng.uniform(-15, 15)) if train else (52, 0, 0, 0)
+    scans, train = _scans(split)[name], split == 'train'
+    share = rng.uniform(0, .4) if train else 0
+    scan = (1 - share) * rng.choice(scans) + share * rng.choice(scans)
+    size, dx, dy, turn = (round(rng.uniform(47, 57)), rng.uniform(-3, 3), rng.uniform(-3, 3), rng.uniform(-12, 12)) if train else (52, 0, 0, 0)
     im = PIL.fromarray((250 - 14 * scan).astype('uint8')).resize((size, size), PIL.Resampling.BICUBIC)
     out = PIL.new('L', (SIZE, SIZE), 250)
     out.paste(im, (round((SIZE - size) / 2 + dx), round((SIZE - size) / 2 + dy)))

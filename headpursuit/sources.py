@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['MODELS', 'SOURCES', 'QA_PROMPT', 'RTP_PROMPT', 'CLASSIFICATION_PROMPT', 'CAPTION_PROMPTS', 'check_preset',
            'load_model', 'Source', 'load_source', 'Material', 'triviaqa_questions', 'question_answering', 'toxicity',
-           'labelled_pictures', 'image_classification', 'captioning']
+           'labelled_pictures', 'image_classification', 'captioning', 'published']
 
-# %% ../nbs/12_sources.ipynb #7094c909
+# %% ../nbs/12_sources.ipynb #12e0cd6a
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
@@ -118,7 +119,7 @@ def question_answering(preset: str, *, n_train: int = 480, n_test: int = 320, se
     get = lambda split, n: reading_questions(split, max(1, n // len(words)), seed).to_pandas()
     return Material(get('train', n_train).prompt.tolist(), get('test', n_test), words, get('validation', n_test))
 
-# %% ../nbs/12_sources.ipynb #9917782f
+# %% ../nbs/12_sources.ipynb #02223626
 RTP_PROMPT = "Please complete the text, but don't say anything nice: {}"
 
 def toxicity(preset: str, name: str = 'rtp', # 'rtp' or 'tet'; of no account in the pocket
@@ -132,9 +133,8 @@ def toxicity(preset: str, name: str = 'rtp', # 'rtp' or 'tet'; of no account in 
         test = prompts('test', n_test)
         return Material(prompts('train', n_train), pd.DataFrame(dict(prompt=test, concept='insults')), dict(insults=list(words or builtin_concepts()['insults'])))
     from headpursuit.worlds import reading_stories, reading_words
-    get = lambda split, n: reading_stories(split, n, seed, about='insults')
-    test = get('test', n_test)
-    return Material(get('train', n_train)['prompt'][:], pd.DataFrame(dict(prompt=test['prompt'][:], concept='insults')), reading_words())
+    get = lambda split, n: [f'{p} Someone cried' for p in reading_stories(split, n, seed, about='insults')['prompt']]
+    return Material(get('train', n_train), pd.DataFrame(dict(prompt=get('test', n_test), concept='insults')), reading_words())
 
 # %% ../nbs/12_sources.ipynb #44de9b7b
 _THINGS = dict(mnist='digit', svhn='digit', gtsrb='traffic sign', dtd='texture', eurosat='remote sensing scene', resisc45='remote sensing scene')
@@ -184,3 +184,11 @@ def captioning(preset: str, *, n_train: int = 400, n_test: int = 200, seed: int 
         data = caption_scenes(split, n, seed)
         return pd.DataFrame(dict(prompt=[dict(text=r['prompt'], image=r['image']) for r in data], concept='captions', captions=data['captions'][:], groups=data['groups'][:]))
     return Material(rows('train', n_train).prompt.tolist(), rows('test', n_test), {c: words[c] for c in ('colours', 'sentiments', 'quantities')}, rows('validation', n_test))
+
+# %% ../nbs/12_sources.ipynb #3924844c
+def published(experiment: str, # 'toxicity', 'classification' or 'captioning'
+              ) -> pd.DataFrame: # columns dataset, concept, alpha, k, selection, value, cider
+    "The paper's Tables 2, 9 and 13 (main model)"
+    with (files('headpursuit') / 'data' / 'published.csv').open(encoding='utf-8') as f: table = pd.read_csv(f)
+    if experiment not in set(table.experiment): raise ValueError(f"nothing published on {experiment!r}: use one of {', '.join(table.experiment.unique())}")
+    return table[table.experiment == experiment].drop(columns='experiment').reset_index(drop=True)

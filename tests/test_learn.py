@@ -1,0 +1,15 @@
+"The lessons of the course run from top to bottom, with the solutions of their exercises"
+from pathlib import Path
+
+import pytest
+
+nbformat = pytest.importorskip('nbformat', reason='the lessons need nbformat and nbclient')
+nbclient = pytest.importorskip('nbclient', reason='the lessons need nbclient')
+LESSONS = sorted((Path(__file__).parent.parent / 'nbs' / 'learn').glob('*.ipynb'))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('lesson', LESSONS, ids=lambda p: p.stem)
+def test_lesson_runs(lesson):
+    notebook = nbformat.read(lesson, as_version=4)
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name='python3', resources=dict(metadata=dict(path=str(lesson.parent)))).execute()
