@@ -44,14 +44,14 @@ def _best(scores: Tensor,  # (..., v) selection scores
     top = scores.amax(-1, keepdim=True)
     return (scores >= top * (1 - 64 * torch.finfo(scores.dtype).eps)).int().argmax(-1)
 
-# %% ../nbs/00_pursuit.ipynb #b3625614
+# %% ../nbs/00_pursuit.ipynb #2de9a7ba
 def _matrix(x, name: str) -> Tensor:
     "`x` as a finite floating-point matrix with at least one row"
     x = torch.as_tensor(x)
     if x.dtype not in (torch.float32, torch.float64): x = x.float()
     if x.ndim != 2: raise ValueError(f'{name} must be a matrix, got shape {tuple(x.shape)}')
     if not len(x): raise ValueError(f'{name} is empty: it has no rows')
-    if not torch.isfinite(x).all(): raise ValueError(f'{name} has NaN or infinite values')
+    if not (torch.isfinite(x.sum()) or torch.isfinite(x).all()): raise ValueError(f'{name} has NaN or infinite values')
     return x
 
 def _inputs(H, D, n_atoms: int, norm: int = 1, W=None) -> tuple[Tensor, Tensor, int, Tensor | None]:
@@ -75,10 +75,19 @@ def _centered(H: Tensor, center: bool) -> tuple[Tensor, Tensor]:  # (n, d) signa
     rounding = (16 * torch.finfo(H.dtype).eps) ** 2 * H.square().sum()
     return (X if X.square().sum() > rounding else torch.zeros_like(X)), mean
 
+def _lengths(D: Tensor) -> tuple[Tensor, Tensor]:  # (v,) lengths, (v,) factors that scale a row to length one
+    "Lengths of the atoms, at least in float32, and their inverses (zero for a zero atom)"
+    norms = torch.linalg.vector_norm(D, dim=-1, dtype=torch.promote_types(D.dtype, torch.float32))
+    return norms, torch.where(norms > 0, 1 / norms, 0.)
+
 def _unit(D: Tensor) -> tuple[Tensor, Tensor]:  # unit rows (zero rows stay zero), (v,) norms
     "Rows of `D` scaled to length one, and their lengths"
-    norms = torch.linalg.vector_norm(D, dim=-1, dtype=torch.promote_types(D.dtype, torch.float32))
-    return (D / norms.clamp_min(torch.finfo(norms.dtype).tiny)[:, None]).to(D.dtype), norms
+    norms, scale = _lengths(D)
+    return (D * scale[:, None]).to(D.dtype), norms
+
+def _cosines(p: Tensor, D: Tensor, scale: Tensor) -> Tensor:  # (heads, v)
+    "Inner products of the unit atoms `p` with every unit atom; no scaled copy of the dictionary is made"
+    return ((D[p] * scale[p, None]).to(D) @ D.T).to(scale) * scale
 
 # %% ../nbs/00_pursuit.ipynb #e66e1f20
 def matching_pursuit(h: Tensor,  # (d,) one signal
@@ -127,7 +136,7 @@ def somp_literal(H: Tensor,  # (n_samples, d) signals
     s = torch.tensor(support, dtype=torch.long, device=D.device)
     return Pursuit(s, H.new_tensor(explained), coef / norms[s], D[s], mean)
 
-# %% ../nbs/00_pursuit.ipynb #546690ff
+# %% ../nbs/00_pursuit.ipynb #891acb23
 def _deflate(A: Tensor,  # (v, n) correlations, changed in place
              g: Tensor, a: Tensor, norm: int) -> Tensor:  # (v,)
     "Subtract `g aᵀ` and return the rows' new norms to the power of the rule, block by block so that a block is touched once while in cache"
@@ -136,14 +145,15 @@ def _deflate(A: Tensor,  # (v, n) correlations, changed in place
     return torch.cat(scores).pow_(norm)
 
 def _pursue(A: Tensor,  # (heads, v, n) correlations of unit atoms with each head's signals; overwritten
-            U: Tensor,  # (v, d) unit atoms
+            D: Tensor,  # (v, d) dictionary
+            scale: Tensor,  # (v,) factor that makes each atom a unit atom; 0 for a zero atom
             weight: Tensor,  # (v,) weight of each atom in the choice
             total: Tensor,  # (heads,) energy of the signals
             n_atoms: int, norm: int,
             ) -> tuple[Tensor, Tensor, Tensor]:  # support (heads, t), -1 once exhausted; components (heads, t, n); atoms' components G (heads, t, v)
     "Greedy choice by rank-one updates of the correlations, for heads that share a dictionary"
     (h, v, n), rows = A.shape, torch.arange(len(A), device=A.device)
-    left = (U.square().sum(-1) > .5).double().expand(h, v).clone()
+    left = (scale > 0).double().expand(h, v).clone()
     G, parts, support = A.new_zeros(h, n_atoms, v), A.new_zeros(h, n_atoms, n), torch.full((h, n_atoms), -1, device=A.device)
     weight, rest = weight.pow(norm), total.double()
     scores = torch.linalg.vector_norm(A, ord=norm, dim=2).pow_(norm)
@@ -152,7 +162,7 @@ def _pursue(A: Tensor,  # (heads, v, n) correlations of unit atoms with each hea
         if not on.any(): break
         p = _best(scores * weight, left)
         rho = left[rows, p].clamp_min(_TOL).sqrt().to(A)[:, None]
-        G[:, t] = ((U[p] @ U.T).to(A) - torch.einsum('ht,htv->hv', G[rows, :t, p], G[:, :t])) / rho * on[:, None]
+        G[:, t] = (_cosines(p, D, scale).to(A) - torch.einsum('ht,htv->hv', G[rows, :t, p], G[:, :t])) / rho * on[:, None]
         parts[:, t] = A[rows, p] / rho * on[:, None]
         for i in on.nonzero().flatten(): scores[i] = _deflate(A[i], G[i, t], parts[i, t], norm)
         left = (left - G[:, t].double().square()).clamp_min_(0); left[rows, p] = 0
@@ -160,7 +170,7 @@ def _pursue(A: Tensor,  # (heads, v, n) correlations of unit atoms with each hea
         support[on, t] = p[on]
     return support, parts, G
 
-# %% ../nbs/00_pursuit.ipynb #593e7155
+# %% ../nbs/00_pursuit.ipynb #fd2d15ca
 def somp(H: Tensor,  # (n_samples, d) signals; with `W`: (n_samples, k) coordinates Z of the signals Z Wᵀ
          D: Tensor,  # (v, d) dictionary
          n_atoms: int,  # most atoms to choose
@@ -173,10 +183,11 @@ def somp(H: Tensor,  # (n_samples, d) signals; with `W`: (n_samples, k) coordina
     Z, D, n_atoms, W = _inputs(H, D, n_atoms, norm, W)
     if center and len(Z) == 1: warnings.warn('one sample minus its own mean is zero: pass center=False', stacklevel=2)
     Z, z_mean = _centered(Z, center)
-    U, norms = _unit(D)
-    if W is None: A, total, mean = U @ Z.T, Z.square().sum(), z_mean
-    else: A, total, mean = (U @ W) @ Z.T, ((Z.T @ Z) * (W.T @ W)).sum(), W @ z_mean
-    s, parts, G = (x[0] for x in _pursue(A[None], U, torch.ones_like(norms) if normalize else norms, total[None], n_atoms, norm))
+    norms, scale = _lengths(D)
+    if W is None: A, total, mean = D @ Z.T, Z.square().sum(), z_mean
+    else: A, total, mean = (D @ W) @ Z.T, ((Z.T @ Z) * (W.T @ W)).sum(), W @ z_mean
+    A, weight = (A * scale[:, None])[None], torch.ones_like(norms) if normalize else norms
+    s, parts, G = (x[0] for x in _pursue(A, D, scale, weight, total[None], n_atoms, norm))
     s = s[s >= 0]
     parts, basis = parts[:len(s)].T, G[:len(s), s].T.tril()
     explained = parts.square().sum(0).cumsum(0) / total
@@ -208,7 +219,7 @@ def projection_score(C: Tensor,  # (..., k, k) covariance of z, one or many head
     total = part(W)
     return torch.where(total > 0, part(orthonormal_basis(D).T @ W) / total, torch.zeros_like(total)).clamp(0, 1)
 
-# %% ../nbs/00_pursuit.ipynb #93f7b0c5
+# %% ../nbs/00_pursuit.ipynb #fd2a389d
 def somp_moments(C: Tensor,  # (heads, k, k) covariance (or second moment) of z for each head
                  W: Tensor,  # (heads, d, k) output matrices
                  D: Tensor,  # (v, d) dictionary; its dtype is that of the matrix products, at least float32 that of all else
@@ -216,8 +227,8 @@ def somp_moments(C: Tensor,  # (heads, k, k) covariance (or second moment) of z 
                  *, normalize: bool = True,  # scale atoms to unit length before choosing
                  ) -> tuple[Tensor, Tensor]:  # support (heads, t), -1 once a head is exhausted; explained (heads, t)
     "SOMP with the energy rule for many heads at once, from second moments alone; O(v d k) a head, then O(v d) a step"
-    n_atoms, (U, norms) = min(n_atoms, len(D)), _unit(D)
-    P = _seen_by_heads(U, W)
+    n_atoms, (norms, scale) = min(n_atoms, len(D)), _lengths(D)
+    P = _seen_by_heads(D, scale, W)
     C, W, weight = C.to(P), W.to(P), (torch.ones_like(norms) if normalize else norms).to(P).square()
     E, total = ((P @ C) * P).sum(-1).double(), ((W @ C) * W).sum((-2, -1)).double()
     n, v = E.shape
@@ -231,7 +242,7 @@ def somp_moments(C: Tensor,  # (heads, k, k) covariance (or second moment) of z 
         at_p = G[rows, :t, p]  # the new atom's components along the chosen basis
         rho = left[rows, p].clamp_min(_TOL).sqrt().to(P)[:, None]
         combine = lambda c, X: torch.einsum('nt,ntv->nv', c, X[:, :t])
-        g = ((U[p] @ U.T).to(P) - combine(at_p, G)) / rho
+        g = (_cosines(p, D, scale).to(P) - combine(at_p, G)) / rho
         b = ((P @ (C @ P[rows, p, :, None]))[..., 0] - combine(at_p, B)) / rho
         m_s = (B[rows, :t, p] - torch.einsum('nst,nt->ns', M[:, :t, :t], at_p)) / rho
         m = (b[rows, p] - (m_s * at_p).sum(1)) / rho[:, 0]
@@ -242,13 +253,13 @@ def somp_moments(C: Tensor,  # (heads, k, k) covariance (or second moment) of z 
         support[on, t], gain[on, t] = p[on], m[on].double().clamp_min(0)
     return support, (gain.cumsum(1) / total.clamp_min(1e-300)[:, None]).clamp(max=1)
 
-def _seen_by_heads(U: Tensor, W: Tensor) -> Tensor:  # (heads, v, k)
-    "The atoms in the coordinates of each head, by one matrix product for all heads"
+def _seen_by_heads(D: Tensor, scale: Tensor, W: Tensor) -> Tensor:  # (heads, v, k)
+    "The unit atoms in the coordinates of each head, by one matrix product for all heads"
     h, d, k = W.shape
-    P = U @ W.to(U).transpose(0, 1).reshape(d, h * k)
-    return P.to(torch.promote_types(P.dtype, torch.float32)).view(len(U), h, k).transpose(0, 1)
+    P = D @ W.to(D).transpose(0, 1).reshape(d, h * k)
+    return P.to(scale).mul_(scale[:, None]).view(len(D), h, k).transpose(0, 1)
 
-# %% ../nbs/00_pursuit.ipynb #b68806c3
+# %% ../nbs/00_pursuit.ipynb #d0a481f8
 def somp_samples(Z: Tensor,  # (heads, n, k) samples of z
                  W: Tensor,  # (heads, d, k) output matrices
                  D: Tensor,  # (v, d) dictionary; its dtype is that of the matrix products, at least float32 that of all else
@@ -256,10 +267,10 @@ def somp_samples(Z: Tensor,  # (heads, n, k) samples of z
                  *, norm: int = 1, center: bool = True, normalize: bool = True,
                  ) -> tuple[Tensor, Tensor]:  # support (heads, t), -1 once a head is exhausted; explained (heads, t)
     "`somp` for many heads at once; O(vdk + nvk) a head, then O(nv + vd) a step; holds heads x v x n numbers"
-    n_atoms, (U, norms) = min(n_atoms, len(D)), _unit(D)
-    P = _seen_by_heads(U, W)
+    n_atoms, (norms, scale) = min(n_atoms, len(D)), _lengths(D)
+    P = _seen_by_heads(D, scale, W)
     Z, W, weight = torch.stack([_centered(z, center)[0] for z in Z.to(P)]), W.to(P), (torch.ones_like(norms) if normalize else norms).to(P)
     total = ((Z.mT @ Z).double() * (W.mT @ W)).sum((-2, -1))
-    support, parts, _ = _pursue(P @ Z.mT, U, weight, total, n_atoms, norm)
+    support, parts, _ = _pursue(P @ Z.mT, D, scale, weight, total, n_atoms, norm)
     gain = parts.double().square().sum(-1)
     return support, (gain.cumsum(1) / total.clamp_min(1e-300)[:, None]).clamp(max=1)
