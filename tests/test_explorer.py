@@ -1,0 +1,250 @@
+"The explorer: what is on its page, how large it gets, and that it works by mouse, finger and keyboard in a real browser"
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from tiny import TOK
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from headpursuit import Concept, HeadModel, atlas, capture, pocket_path, rank_heads, reading_questions
+from headpursuit.explorer import Explorer, explore
+from headpursuit.worlds import reading_concepts
+
+EVIL = '</script><img src=x onerror="document.title = 1">'
+
+
+def untrained(layers, heads, width):
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=len(TOK), hidden_size=width, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=heads,
+                         bos_token_id=1, eos_token_id=2, pad_token_id=3)
+    return HeadModel(AutoModelForCausalLM.from_config(config).eval(), TOK)
+
+
+def letters(name, ids): return Concept(name, [[i] for i in ids], [], None)
+
+
+@pytest.fixture(scope='module')
+def pocket():
+    "Model, statistics and concepts of the embedded model, and its explorer"
+    model = HeadModel.from_pretrained(pocket_path())
+    prompts = reading_questions('train', 10)['prompt']
+    stats, concepts = capture(model, prompts, progress=False), reading_concepts(model.tokenizer)
+    held_out = reading_questions('test', 2).to_pandas().groupby('concept', sort=False)['prompt'].agg(list).to_dict()
+    return model, stats, concepts, explore(model, stats, concepts, prompts=prompts, held_out=held_out, k=2, max_new_tokens=4, stop='.', progress=False)
+
+
+def test_data_are_the_librarys(pocket):
+    model, stats, concepts, explorer = pocket
+    data = explorer.data
+    for c in data['concepts']:
+        r = rank_heads(model, stats, concepts[c['name']])
+        assert c['scores'] == pytest.approx(r.grid().flatten(), abs=5e-4)
+        assert [model.heads[i] for i in c['top']] == r.top(2)
+    head = model.heads[37]
+    assert [data['strings'][i] for i, _ in data['atoms'][37]] == atlas(model, stats, heads=[head], progress=False).token.tolist()
+    assert all(1 >= near[0][1] >= near[-1][1] and i not in dict(near) for i, near in enumerate(data['near']))
+    for prompt, start, digits in (s for rows in data['samples'] for s in rows): assert 0 <= start <= len(data['prompts'][prompt]) - len(digits)
+    assert json.loads(json.dumps(data)) == json.loads(re.search(r'id="data">(.*?)</script>', explorer.page)[1])
+
+
+def test_1024_heads_stay_under_3_megabytes(tmp_path):
+    model = untrained(32, 32, 64)
+    prompts = [' '.join(f'The secret number of item {i * j} is {i * j * 37 % 1000}.' for j in range(1, 8)) for i in range(100)]
+    stats = capture(model, prompts, progress=False)
+    explorer = explore(model, stats, {f'concept {i}': letters(f'concept {i}', range(20 + 16 * i, 36 + 16 * i)) for i in range(20)}, prompts=prompts,
+                       held_out={'green': [f'Grass is {i}' for i in range(20)]}, k=1, alphas=(-1, 5), max_new_tokens=2, progress=False)
+    explorer.save(tmp_path / 'heads.html')
+    assert len(explorer.data['samples']) == len(explorer.data['atoms']) == 1024
+    assert all(len(rows) == 3 and all(len(digits) == 48 for _, _, digits in rows) for rows in explorer.data['samples'])
+    assert (tmp_path / 'heads.html').stat().st_size < 3e6
+
+
+def test_page_refers_to_nothing_outside(pocket):
+    page = pocket[-1].page
+    assert 'http:' not in page and 'https:' not in page and not re.search(r'\bsrc=|@import|url\(|fetch\(|XMLHttpRequest|import\(', page)
+    assert re.findall(r'href="(.*?)"', page) == ['data:,']
+    assert "default-src 'none'" in page
+
+
+def evil_explorer():
+    model = untrained(2, 4, 32)
+    model.token_names = [EVIL] * len(TOK)
+    prompts = [f'{EVIL} The secret number of item {i}' for i in range(4)]
+    concepts = {EVIL: letters(EVIL, range(20, 30))}
+    return explore(model, capture(model, prompts, progress=False), concepts, prompts=prompts, held_out={EVIL: [EVIL]}, max_new_tokens=2, progress=False)
+
+
+def test_strange_tokens_stay_text():
+    explorer = evil_explorer()
+    assert explorer.page.count('</script>') == Explorer({}).page.count('</script>') and '<img' not in explorer.page
+
+    class Frame(HTMLParser):
+        found = None
+        def handle_starttag(self, tag, attrs): Frame.found = Frame.found or (tag, dict(attrs))
+    Frame().feed(explorer._repr_html_())
+    assert Frame.found[0] == 'iframe' and Frame.found[1]['srcdoc'] == explorer.page
+
+
+def test_errors_name_the_mistake(pocket):
+    model, stats, concepts, _ = pocket
+    with pytest.raises(ValueError, match="no built-in concept 'colors'; there are: colours"): explore(model, stats, ['colors'])
+    with pytest.raises(TypeError, match='must be a list of names'): explore(model, stats, 'colours')
+    with pytest.raises(ValueError, match='no prompts'): explore(model, stats, concepts, prompts=[])
+    with pytest.raises(ValueError, match='no concepts'): explore(model, stats, {})
+    with pytest.raises(ValueError, match='alphas='): explore(model, stats, concepts, held_out=dict(a=['b']), alphas=[])
+    with pytest.raises(ValueError, match='belong to another model'): explore(untrained(2, 4, 32), stats, concepts)
+
+
+@pytest.fixture(scope='module')
+def chromium():
+    playwright = pytest.importorskip('playwright.sync_api', reason='the browser tests need the Python package playwright')
+    path = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+    if path is None: pytest.skip('the browser tests need a Chromium: none is on the path')
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=path, args=['--headless', '--no-sandbox', '--disable-gpu', '--disable-background-networking',
+                                                                '--disable-component-update', '--disable-sync'])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(chromium, tmp_path):
+    "Open HTML in a fresh page; any error or request beyond the file itself fails the test"
+    seen, contexts = [], []
+
+    def open(html, width, **options):
+        (tmp_path / 'page.html').write_text(html, encoding='utf-8')
+        contexts.append(chromium.new_context(viewport=dict(width=width, height=800), has_touch=width < 500, is_mobile=width < 500, **options))
+        page = contexts[-1].new_page()
+        page.on('pageerror', lambda e: seen.append(str(e)))
+        page.on('console', lambda m: seen.append(m.text))
+        page.on('request', lambda r: r.url.startswith(('file:', 'about:', 'data:')) or seen.append(r.url))
+        page.goto((tmp_path / 'page.html').as_uri())
+        return page
+    yield open
+    for c in contexts: c.close()
+    assert not seen
+
+
+sizes = pytest.mark.parametrize('width', [1280, 390])
+
+
+def cell(page, i): return page.locator(f'[data-head="{i}"]')
+
+
+def written(data, i): return ', '.join(data['strings'][s].strip() for s, _ in data['atoms'][i])
+
+
+@sizes
+def test_hover_shows_atoms_and_click_opens_the_card(pocket, visit, width):
+    model, _, _, explorer = pocket
+    page = visit(explorer.page, width)
+    cell(page, 70).hover()
+    assert page.locator('#tip').inner_text() == f'L2.H6 colours {explorer.data["concepts"][0]["scores"][70]:.2f}\n{written(explorer.data, 70)}'
+    cell(page, 70).tap() if width < 500 else cell(page, 70).click()
+    card = page.locator('#card')
+    assert card.locator('h2').inner_text() == 'Head L2.H6'
+    assert card.locator('table').first.locator('tbody tr').count() == len(explorer.data['atoms'][70])
+    assert card.locator('.sample').count() == 3 and card.locator('.sample .peak').count() == 3
+    card.get_by_role('button', name='months').click()
+    assert page.locator('#concept option:checked').inner_text() == 'months'
+    assert f'months {explorer.data["concepts"][2]["scores"][70]:.2f}' in cell(page, 70).get_attribute('aria-label')
+
+
+@sizes
+def test_keyboard_alone(pocket, visit, width):
+    page = visit(pocket[-1].page, width)
+    focused = lambda: page.evaluate('document.activeElement.dataset.head || document.activeElement.id')
+    assert page.locator('#grid [tabindex="0"]').count() == 1  # one tab stop for the whole map
+    page.keyboard.press('Tab'); assert focused() == 'concept'
+    page.keyboard.press('Tab'); page.keyboard.press('PageDown'); page.keyboard.press('Home'); assert focused() == '0'
+    for key, head in [('ArrowRight', '1'), ('ArrowUp', '33'), ('ArrowUp', '65'), ('ArrowLeft', '64'), ('ArrowLeft', '64'), ('ArrowDown', '32'), ('End', '63')]:
+        page.keyboard.press(key); assert focused() == head
+    assert page.locator('#tip strong').inner_text() == 'L1.H31'
+    page.keyboard.press('Enter')
+    assert focused() == 'card' and page.locator('#card h2').inner_text() == 'Head L1.H31'
+    page.keyboard.press('Escape'); assert focused() == '63'
+    page.keyboard.press('Space'); assert cell(page, 63).get_attribute('aria-selected') == 'true'
+    page.keyboard.press('Space'); assert cell(page, 63).get_attribute('aria-selected') == 'false'
+
+
+@sizes
+def test_before_and_after(pocket, visit, width):
+    data = pocket[-1].data
+    edits, page = data['edits'], visit(pocket[-1].page, width)
+    assert 'No head is selected' in page.locator('#edit').inner_text()
+    top = data['concepts'][2]['top']
+    page.select_option('#concept', '2')
+    for i in top:
+        page.get_by_role('button', name=re.compile(f'^L{i // 32}.H{i % 32} ')).first.click()
+        page.locator('#choose').click()
+    for a, alpha in enumerate(edits['alphas']):
+        page.locator('#edit label', has_text=re.compile(f'^{alpha}$'.replace('-', '−'))).click()
+        mine = [j for j, (g, *_) in enumerate(edits['prompts']) if edits['groups'][g] == 'months']
+        after = edits['after'][edits['sets'].index(sorted(top))][a]
+        expected = [data['strings'][t].strip() for j in mine for t in (edits['before'][j], after[j])]
+        shown = page.locator('.pair dd').all_inner_texts()
+        assert len(shown) == 4 and [s if s != 'unchanged' else shown[i - 1] for i, s in enumerate(shown)] == expected
+    assert page.locator('#top-2').get_attribute('aria-pressed') == 'true'
+    cell(page, next(i for i in range(128) if i not in sum(edits['sets'], []))).click(modifiers=['Shift'])  # nothing was computed for this set
+    assert page.locator('.pair').count() == 0 and 'were not computed' in page.locator('#outcome').inner_text()
+    page.locator('#nearest').click()
+    assert page.locator('.pair').count() == 2
+
+
+def test_no_sideways_scroll_on_a_phone(pocket, visit):
+    page = visit(pocket[-1].page, 390)
+    page.locator('#top-2').click()
+    for c in range(len(pocket[-1].data['concepts'])):
+        page.select_option('#concept', str(c))
+        page.locator('#strongest button').nth(3).click()
+        assert page.evaluate('document.documentElement.scrollWidth') <= 390
+    cell(page, 31).hover()
+    box = page.locator('#tip').bounding_box()
+    assert box['x'] >= 0 and box['x'] + box['width'] <= 390
+
+
+CONTRAST = '''() => {
+  const pen = Object.assign(document.createElement('canvas'), {width: 1, height: 1}).getContext('2d', {willReadFrequently: true});
+  const paint = c => { pen.fillStyle = c; pen.fillRect(0, 0, 1, 1); };
+  const light = () => [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3).map(x => x / 255)
+    .map(x => x <= .04045 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4).reduce((s, x, i) => s + x * [.2126, .7152, .0722][i], 0);
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = [];
+  while (texts.nextNode()) {
+    const e = texts.currentNode.parentElement;
+    if (!texts.currentNode.data.trim() || !e.getClientRects().length) continue;
+    for (let chain = [], a = e; ; a = a.parentElement) { chain.unshift(a); if (!a.parentElement) { chain.forEach(x => paint(getComputedStyle(x).backgroundColor)); break; } }
+    const back = light(); paint(getComputedStyle(e).color); const front = light();
+    found.push([(Math.max(back, front) + .05) / (Math.min(back, front) + .05), texts.currentNode.data]);
+  }
+  return found.sort((a, b) => a[0] - b[0]);
+}'''
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_contrast_is_aa(pocket, visit, scheme):
+    page = visit(pocket[-1].page, 1280, color_scheme=scheme)
+    page.locator('#top-1').click(); cell(page, 40).hover()
+    found = page.evaluate(CONTRAST)
+    assert len(found) > 100 and found[0][0] >= 4.5, found[:3]
+    assert (sum(map(int, re.findall(r'\d+', page.evaluate('getComputedStyle(document.body).backgroundColor')))) < 384) == (scheme == 'dark')
+
+
+def test_inside_a_notebook(pocket, visit):
+    page = visit(f'<body style="background: #111">{pocket[-1]._repr_html_()}</body>', 1280, color_scheme='light')
+    frame = page.frame_locator('iframe')
+    frame.locator('[data-head="70"]').click()
+    assert frame.locator('#card h2').inner_text() == 'Head L2.H6'
+    page.wait_for_function('f => f.offsetHeight === f.contentDocument.documentElement.scrollHeight', arg=page.query_selector('iframe'))
+    assert frame.locator('html').evaluate('e => e.style.colorScheme') == 'dark'
+
+
+def test_strange_tokens_in_the_browser(visit):
+    page = visit(evil_explorer().page, 390)
+    page.locator('#top-1').click(); cell(page, 3).hover(); cell(page, 3).click()
+    assert page.locator('img').count() == 0 and page.title() == 'Head explorer'
+    assert EVIL in page.locator('#card').inner_text() and EVIL in page.locator('.pair').inner_text()
+    assert page.evaluate('document.documentElement.scrollWidth') <= 390
