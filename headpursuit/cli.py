@@ -113,7 +113,7 @@ def reproduce(name: str, # one of `EXPERIMENTS`
         os.replace(part, done)
     return done
 
-# %% ../nbs/09_cli.ipynb #4816da77
+# %% ../nbs/09_cli.ipynb #7b00fa2a
 def main(argv: Sequence[str] | None = None) -> None:
     "The `headpursuit` command"
     parser = argparse.ArgumentParser(prog='headpursuit', description='Find the attention heads behind a concept, read what they write, and edit them.')
@@ -134,8 +134,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument('--preset', default='pocket', help="'pocket' or 'paper'")
     p.add_argument('--out', help='folder for the results; started again with the same folder, a run goes on where it stopped')
     p.add_argument('-p', '--set', nargs=2, action='append', default=[], metavar=('NAME', 'VALUE'), dest='parameters', help='a parameter of the notebook, such as n_test 50; repeatable')
+    command('site', 'render these pages with Quarto, in a clone of the repository')
     args = vars(parser.parse_args(argv))
-    run = dict(demo=_demo, bench=bench, reproduce=_reproduce)[args.pop('command')]
+    run = dict(demo=_demo, bench=bench, reproduce=_reproduce, site=_site)[args.pop('command')]
     try: run(**args)
     except ValueError as e: parser.exit(2, f'headpursuit: {e}\n')
 
@@ -149,6 +150,13 @@ def _demo(**args) -> None:
 def _reproduce(name: str, preset: str, out: str | None, parameters: list[tuple[str, str]]) -> None:
     "An experiment, with parameters as they were typed"
     print(f'results in {reproduce(name, preset=preset, out=out, parameters={k: _value(v) for k, v in parameters}).parent}')
+
+def _site() -> None:
+    "The site, or what is missing for it"
+    try: from headpursuit.site import build_site
+    except ImportError as e: sys.exit(f"headpursuit: the site needs the development tools: pip install -e '.[dev]' ({e})")
+    try: print(f'site in {build_site()}')
+    except ValueError as e: sys.exit(f'headpursuit: {e}')
 
 def _value(text: str):
     "A parameter as JSON, or as a string"

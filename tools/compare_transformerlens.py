@@ -4,11 +4,14 @@ TransformerLens brings its own versions of torch and torchvision, so run this in
 
     python3 -m venv .venv-tl && .venv-tl/bin/pip install 'transformer-lens>=4.3' -e . && .venv-tl/bin/python tools/compare_transformerlens.py
 
-Both see the same batches of random tokens. What is compared: a plain forward pass of the backbone, `capture` (statistics of every
+The table goes to nbs/bench/transformerlens.csv, which the benchmark notebook shows. Both see the same batches of random tokens. What is compared: a plain forward pass of the backbone, `capture` (statistics of every
 head), and TransformerLens caching every head's z (`run_with_cache`, which also computes logits), without and with the same statistics computed from its cache.
 """
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
 import torch
-import transformer_lens
 from transformer_lens.model_bridge import TransformerBridge
 
 from headpursuit.bench import paired
@@ -42,8 +45,13 @@ def lens(statistics: bool = False):
 
 ours, theirs = capture(model, batches, positions='prompt', progress=False), lens(statistics=True)
 assert torch.allclose(ours.mean, theirs.mean, atol=1e-5), 'the two do not see the same heads'
-print(f'{versions()}, transformer_lens {transformer_lens.__version__ if hasattr(transformer_lens, "__version__") else ""}, {torch.get_num_threads()} threads')
+rows = []
 for name, f in {'capture': lambda: capture(model, batches, positions='prompt', progress=False), 'TransformerLens, cache only': lens,
                 'TransformerLens, cache and the same statistics': lambda: lens(statistics=True)}.items():
     m, low, high = paired(forward, f, pairs=9)
-    print(f'{name} / forward pass: {m:.2f} (quartiles {low:.2f} to {high:.2f})')
+    rows.append({'what': f'{name} / forward pass', 'ratio': m, 'low': low, 'high': high})
+table = pd.DataFrame(rows).round(2)
+measured = f"{versions()}, transformer-lens {version('transformer-lens')}, {torch.get_num_threads()} threads"
+print(measured, table, sep='\n')
+file = Path(__file__).parent.parent / 'nbs' / 'bench' / 'transformerlens.csv'
+file.write_text(f"# {measured}\n" + table.to_csv(index=False))

@@ -1,6 +1,7 @@
 """Preview and check the site with Pandoc alone, from the two things Quarto reads: `_quarto.yml` and nbdev's `_proc`.
 
     python tools/preview.py                  write _preview/, list every problem, fail if there is one
+    python tools/preview.py --out FOLDER     write the pages to another folder
     python tools/preview.py readme           write README.md from nbs/index.ipynb
     python tools/preview.py readme --check   fail if README.md is not what that command would write
 
@@ -29,7 +30,7 @@ PANDOC = [pypandoc.get_pandoc_path(), "--from=markdown+autolink_bare_uris",
           f"--lua-filter={TOOLS / 'quarto_subset.lua'}"]
 CELL_OPTIONS = {"label", "fig-cap", "fig-alt", "tbl-cap", "echo", "output", "include", "eval", "warning", "error",
                 "code-fold", "code-summary", "fig-width", "fig-height", "classes", "column"}
-FRONT_MATTER = {"title", "description", "output-file", "skip_showdoc", "skip_exec", "toc", "image", "author", "date"}
+FRONT_MATTER = {"title", "description", "output-file", "skip_showdoc", "skip_exec", "toc", "image", "author", "date", "code-links"}
 OUTPUT_KINDS = ("text/html", "image/svg+xml", "image/png", "image/jpeg", "text/markdown", "text/plain")
 
 
@@ -178,6 +179,15 @@ def relink(page: Page, pages: dict[str, Page], site_url: str) -> str:
     return re.sub(r"\]\(([^)\s#:]+\.ipynb)(#[^)\s]*)?\)", local, markdown)
 
 
+def code_links(page: Page, site_url: str) -> str:
+    "The page's `code-links` as HTML; what the published site offers for download lies beside the local page, too"
+    def link(item):
+        local = item["href"].startswith(f"{site_url}/")
+        href = item["href"].replace(f"{site_url}/", page.up) if local else item["href"]
+        return f'<a class="{item["icon"]}" href="{html.escape(href)}"{" download" if local else ""}>{html.escape(item["text"])}</a>'
+    return "".join(map(link, page.front.get("code-links", [])))
+
+
 def pandoc(markdown: str, cwd: Path, *arguments: str) -> tuple[str, list[str]]:  # output, problems
     "Pandoc's output, with each of its warnings as a problem"
     done = subprocess.run([*PANDOC, *arguments], input=markdown, text=True, encoding="utf-8", capture_output=True, cwd=cwd)
@@ -231,6 +241,7 @@ def build(site: Path) -> dict[str, list[str]]:  # problems of each file
     "Render every page to `site` and return the problems"
     from nbdev.quarto import refresh_quarto_yml
     from nbdev.serve import proc_nbs
+    from headpursuit.site import add_notebooks
     refresh_quarto_yml()
     try: proc = Path(proc_nbs(n_workers=0, force=True))
     except Exception as error:
@@ -247,6 +258,7 @@ def build(site: Path) -> dict[str, list[str]]:  # problems of each file
     shutil.rmtree(site, ignore_errors=True)
     shutil.copytree(proc, site, ignore=lambda folder, names: [n for n in names if n[0] in "._" or n.endswith((".ipynb", ".yml"))])
     shutil.copy(TOOLS / "preview.css", site)
+    add_notebooks(site)
     styled = re.findall(r"\.([a-zA-Z][\w-]*)", (proc / "styles.css").read_text(encoding="utf-8"))
     order = [p for p in order if p in pages]
 
@@ -257,7 +269,8 @@ def build(site: Path) -> dict[str, list[str]]:  # problems of each file
         turn = "".join(f'<a class="{c}" href="{page.up}{p.target}">{html.escape(p.front.get("title", ""))}</a>'
                        for c, p in zip(("previous", "next"), around) if p)
         variables = dict(root=page.up, site=config["website"]["title"], repo=config["website"]["repo-url"], turn=turn,
-                         sidebar=sidebar(contents, pages, page), source=page.source)
+                         sidebar=sidebar(contents, pages, page), source=page.source, links=code_links(page, site_url),
+                         url=f"{site_url}/{page.target}", card=f"{site_url}/{config['website']['image']}")
         markdown = f"---\n{yaml.safe_dump(front, allow_unicode=True)}---\n\n{relink(page, pages, site_url)}"
         body, warnings = pandoc(
             markdown, proc / page.source.parent, "--to=html5", "--mathml", "--standalone", f"--template={TOOLS / 'page.html'}",
@@ -314,9 +327,11 @@ def main() -> int:  # exit status
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", default="site", choices=["site", "readme"])
     parser.add_argument("--check", action="store_true", help="readme: compare instead of writing")
+    parser.add_argument("--out", type=Path, default=ROOT / "_preview", help="site: the folder for the pages, emptied first")
     args = parser.parse_args()
+    out = args.out.absolute()
     os.chdir(ROOT)
-    if args.what == "site": problems = build(ROOT / "_preview")
+    if args.what == "site": problems = build(out)
     else:
         path, (body, found) = ROOT / "README.md", readme()
         problems = {"nbs/index.ipynb": found}
