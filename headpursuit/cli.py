@@ -56,7 +56,7 @@ def show_table(table: pd.DataFrame, title: str = '') -> None:
     "Print the table of `effects` to the terminal"
     from rich.console import Console
     from rich.table import Table
-    grid = Table('concept', 'heads', 'base', 'target after edit', 'other concepts', 'random heads', title=title,
+    grid = Table('concept', 'heads', 'base', 'target after edit', 'other concepts', 'random heads', title=title, caption_style='',
                  caption='accuracy relative to the unedited model on held-out questions; [95 % bootstrap interval]; random: median (inter-quartile range) of 10 draws')
     for r in table.itertuples():
         grid.add_row(r.target, r.heads, f'{r.base:.2f}', f'{r.edited:.2f} [{r.low:.2f}, {r.high:.2f}]', f'{r.others:.2f} [{r.others_low:.2f}, {r.others_high:.2f}]',

@@ -29,10 +29,12 @@ if dist.get_rank() == 0: stats.save(folder + '/stats.safetensors')
 dist.destroy_process_group()
 '''
 
+LOCAL = dict(GLOO_SOCKET_IFNAME='lo0' if sys.platform == 'darwin' else 'lo')  # all workers are here: nobody's name need be looked up
+
 
 def launch(script, folder, workers, slow=0.):
-    return subprocess.Popen([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(workers), str(script), str(folder), str(slow)],
-                            start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--local-addr', '127.0.0.1', '--nproc-per-node', str(workers), str(script), str(folder), str(slow)],
+                            start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | LOCAL)
 
 
 def finish(process):

@@ -1,7 +1,6 @@
 "The explorer: what is on its page, how large it gets, and that it works by mouse, finger and keyboard in a real browser"
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 
 import pytest
@@ -96,18 +95,6 @@ def test_errors_name_the_mistake(pocket):
     with pytest.raises(ValueError, match='no concepts'): explore(model, stats, {})
     with pytest.raises(ValueError, match='alphas='): explore(model, stats, concepts, held_out=dict(a=['b']), alphas=[])
     with pytest.raises(ValueError, match='belong to another model'): explore(untrained(2, 4, 32), stats, concepts)
-
-
-@pytest.fixture(scope='module')
-def chromium():
-    playwright = pytest.importorskip('playwright.sync_api', reason='the browser tests need the Python package playwright')
-    path = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-    if path is None: pytest.skip('the browser tests need a Chromium: none is on the path')
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=path, args=['--headless', '--no-sandbox', '--disable-gpu', '--disable-background-networking',
-                                                                '--disable-component-update', '--disable-sync'])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -207,28 +194,11 @@ def test_no_sideways_scroll_on_a_phone(pocket, visit):
     assert box['x'] >= 0 and box['x'] + box['width'] <= 390
 
 
-CONTRAST = '''() => {
-  const pen = Object.assign(document.createElement('canvas'), {width: 1, height: 1}).getContext('2d', {willReadFrequently: true});
-  const paint = c => { pen.fillStyle = c; pen.fillRect(0, 0, 1, 1); };
-  const light = () => [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3).map(x => x / 255)
-    .map(x => x <= .04045 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4).reduce((s, x, i) => s + x * [.2126, .7152, .0722][i], 0);
-  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = [];
-  while (texts.nextNode()) {
-    const e = texts.currentNode.parentElement;
-    if (!texts.currentNode.data.trim() || !e.getClientRects().length) continue;
-    for (let chain = [], a = e; ; a = a.parentElement) { chain.unshift(a); if (!a.parentElement) { chain.forEach(x => paint(getComputedStyle(x).backgroundColor)); break; } }
-    const back = light(); paint(getComputedStyle(e).color); const front = light();
-    found.push([(Math.max(back, front) + .05) / (Math.min(back, front) + .05), texts.currentNode.data]);
-  }
-  return found.sort((a, b) => a[0] - b[0]);
-}'''
-
-
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
-def test_contrast_is_aa(pocket, visit, scheme):
+def test_contrast_is_aa(pocket, visit, contrast, scheme):
     page = visit(pocket[-1].page, 1280, color_scheme=scheme)
     page.locator('#top-1').click(); cell(page, 40).hover()
-    found = page.evaluate(CONTRAST)
+    found = contrast(page)
     assert len(found) > 100 and found[0][0] >= 4.5, found[:3]
     assert (sum(map(int, re.findall(r'\d+', page.evaluate('getComputedStyle(document.body).backgroundColor')))) < 384) == (scheme == 'dark')
 

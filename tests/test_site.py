@@ -1,0 +1,165 @@
+"The built site in a real browser: every page, every link, search, both themes, a laptop's width and a phone's"
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urljoin
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+SOUND = '''() => ({
+  title: document.querySelector('h1')?.innerText,
+  broken: [...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src.slice(0, 80)),
+  silent: [...document.images].filter(i => !i.alt.trim()).map(i => i.src.slice(0, 80)),
+  flat: [...document.querySelectorAll('math')].filter(m => m.getClientRects().length && !m.getBoundingClientRect().width).length,
+  pictures: document.images.length, formulas: document.querySelectorAll('math').length,
+  nameless: [...document.querySelectorAll('button, input, select, iframe')].filter(e => !(e.innerText || e.ariaLabel || e.title || e.labels?.length)).length,
+  wide: document.documentElement.scrollWidth - innerWidth,
+  ids: [...document.querySelectorAll('[id]')].map(e => e.id), links: [...document.links].map(a => a.getAttribute('href')),
+})'''
+sizes = pytest.mark.parametrize('width', [1280, 390])
+
+
+@pytest.fixture(scope='module')
+def site(chromium, tmp_path_factory):
+    "Folder of the pages, as Pandoc renders them"
+    pytest.importorskip('pypandoc', reason='the preview needs pypandoc_binary')
+    folder = tmp_path_factory.mktemp('site') / 'pages'
+    done = subprocess.run([sys.executable, 'tools/preview.py', '--out', str(folder)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def pages(site): return sorted(site.rglob('*.html'))
+
+
+@pytest.fixture(scope='module')
+def visit(chromium):
+    "Open a page at a width; returns it with the list of what went wrong on it, requests to elsewhere included"
+    opened = {}
+
+    def open(file, width, theme='light'):
+        if (width, theme) not in opened:
+            page = chromium.new_context(viewport=dict(width=width, height=800), has_touch=width < 500, is_mobile=width < 500, color_scheme=theme).new_page()
+            wrong = []
+            page.on('pageerror', lambda e: wrong.append(str(e)))
+            page.on('console', lambda m: m.type == 'error' and wrong.append(m.text))
+            page.on('request', lambda r: r.url.startswith(('file:', 'data:', 'about:')) or wrong.append(r.url))
+            opened[width, theme] = page, wrong
+        page, wrong = opened[width, theme]
+        wrong.clear()
+        page.goto(file.as_uri())
+        return page, wrong
+    yield open
+    for page, _ in opened.values(): page.context.close()
+
+
+def listed(items):
+    "Pages of the sidebar"
+    for item in items:
+        if isinstance(item, str): yield item
+        else: yield from listed(item['contents'])
+
+
+def test_the_sidebar_lists_every_page(site, visit):
+    config = yaml.safe_load((ROOT / '_quarto.yml').read_text(encoding='utf-8'))
+    wanted = list(listed(config['website']['sidebar']['contents']))
+    assert len(pages(site)) == len(wanted)
+    page, _ = visit(site / 'index.html', 1280)
+    assert page.locator('#sidebar a').count() == len(wanted)
+
+
+@sizes
+def test_every_page_renders(site, visit, width):
+    pictures = formulas = 0
+    for file in pages(site):
+        page, wrong = visit(file, width)
+        found, name = page.evaluate(SOUND), file.relative_to(site)
+        assert found['title'] and not wrong, (name, wrong)
+        assert not found['broken'] and not found['silent'] and not found['flat'] and not found['nameless'], (name, found)
+        assert found['wide'] <= 0, f'{name} is {found["wide"]} pixels wider than the screen'
+        assert file.stat().st_size < 5e6
+        pictures, formulas = pictures + found['pictures'], formulas + found['formulas']
+    assert pictures > 50 and formulas > 50
+
+
+def test_no_broken_links(site, visit):
+    found = {file: visit(file, 1280)[0].evaluate(SOUND) for file in pages(site)}
+    for file, page in found.items():
+        for href in page['links']:
+            if href.startswith(('http:', 'https:', 'mailto:')): continue
+            target, anchor = urldefrag(urljoin(file.as_uri(), href))
+            target = Path(unquote(target.removeprefix('file://')))
+            assert target.exists(), (file.name, href)
+            assert not anchor or target not in found or unquote(anchor) in found[target]['ids'], (file.name, href)
+
+
+@pytest.mark.parametrize('theme', ['light', 'dark'])
+def test_contrast_is_aa(site, visit, contrast, theme):
+    for file in pages(site):
+        found = contrast(visit(file, 1280, theme)[0])
+        assert found and found[0][0] >= 4.5, (file.relative_to(site), theme, found[:3])
+
+
+@sizes
+def test_search_finds_matching_pursuit(site, visit, width):
+    page, wrong = visit(site / 'learn' / 'signals_and_dictionaries.html', width)
+    page.keyboard.press('/')
+    page.keyboard.type('matching pursuit')
+    page.locator('#results li a').first.wait_for()
+    assert any('Matching pursuit' in t for t in page.locator('#results li a').all_inner_texts())
+    page.keyboard.press('ArrowDown'); page.keyboard.press('Enter')
+    page.wait_for_load_state()
+    assert 'matching pursuit' in page.locator('main').inner_text().lower() and not wrong
+    page.keyboard.press('/'); page.keyboard.type('zebra crossings everywhere')
+    page.get_by_text('Nothing found').wait_for()
+
+
+def test_theme_is_switched_and_kept(site, visit):
+    page, _ = visit(site / 'index.html', 1280)
+    theme = lambda: page.evaluate('document.documentElement.dataset.theme')
+    assert theme() == 'light'
+    page.locator('#theme').click(); page.reload(); assert theme() == 'dark'
+    page.locator('#theme').click(); assert theme() == 'light'
+
+
+def test_menu_on_a_phone(site, visit):
+    page, _ = visit(site / 'index.html', 390)
+    assert not page.locator('#sidebar').is_visible()
+    page.locator('#menu').tap()
+    page.locator('#sidebar').get_by_text('Head explorer').or_(page.locator('#sidebar').get_by_role('link', name='explorer')).first.scroll_into_view_if_needed()
+    assert page.locator('#menu').get_attribute('aria-expanded') == 'true'
+
+
+@sizes
+def test_explorer_page_answers(site, visit, width):
+    page, wrong = visit(site / 'explorer.html', width)
+    frame = page.frame_locator('iframe[title="Head explorer"]').first
+    cell = frame.locator('[data-head="70"]')
+    cell.hover(); assert 'L2.H6' in frame.locator('#tip').inner_text()
+    cell.tap() if width < 500 else cell.click()
+    assert frame.locator('#card h2').inner_text() == 'Head L2.H6'
+    cell.focus(); page.keyboard.press('ArrowRight'); page.keyboard.press('Enter')
+    assert frame.locator('#card h2').inner_text() == 'Head L2.H7' and not wrong
+
+
+def test_every_page_can_be_taken_home(site, visit):
+    for file in pages(site):
+        page, _ = visit(file, 1280)
+        links = page.locator('.code-links a')
+        assert links.all_inner_texts() == ['Open in Colab', 'Download notebook'], file.name
+        assert Path(unquote(links.nth(1).evaluate('a => a.href').removeprefix('file://'))).suffix == '.ipynb'
+
+
+def test_from_the_first_page_to_an_edited_head_of_an_own_model(site, visit, tmp_path):
+    "What a newcomer does: follow the links from the first page, paste every cell, and nothing else"
+    page, _ = visit(site / 'index.html', 1280)
+    for link in ('your model', 'a concept of your own', 'share the edit'):
+        page.locator('main').get_by_role('link', name=link, exact=True).first.click()
+        page.wait_for_load_state()
+        folder = tmp_path / link; folder.mkdir()
+        (folder / 'pasted.py').write_text('\n'.join(page.locator('.cell code.sourceCode.python').all_inner_texts()), encoding='utf-8')
+        done = subprocess.run([sys.executable, 'pasted.py'], cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, (link, done.stderr[-2000:])
+    assert (tmp_path / 'share the edit' / 'no-colours' / 'adapter_model.safetensors').exists()
