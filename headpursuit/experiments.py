@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['pocket_path', 'generate', 'answer', 'remember', 'select_heads', 'flip_heads', 'effects', 'heads_needed',
-           'write_under_edits', 'relative', 'off_target', 'versions']
+           'write_under_edits', 'relative', 'off_target', 'side_effects', 'versions']
 
 # %% ../nbs/08_experiments.ipynb #535c7402
 import importlib
 import os
 import platform
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .capture import HeadStats
+from .capture import HeadStats, position_mask
 from .dictionary import Concept
 from .editing import HeadEdit
 from .heads import Head, HeadModel, as_head_model
@@ -54,13 +55,14 @@ def generate(model: HeadModel, prompts: Sequence[str | dict],  # texts, or dicts
 def answer(model: nn.Module | HeadModel,
            questions: pd.DataFrame,  # columns prompt, answer, concept
            edit: HeadEdit | None = None,  # applied while answering
-           *, max_new_tokens: int = 4, stop: str = '.\n', batch_size: int = 64,
-           ) -> pd.DataFrame:  # the questions with columns prediction and correct (0 or 1)
-    "Answers to the questions and whether each is right"
+           *, score: Callable[[str, str | Sequence[str]], float] = exact_match,  # of a prediction, given the accepted answers
+           max_new_tokens: int = 4, stop: str = '.\n', batch_size: int = 64,
+           ) -> pd.DataFrame:  # the questions with columns prediction and correct (from 0 to 1)
+    "Answers to the questions and how right each is"
     model = as_head_model(model)
     with edit.applied(model) if edit else nullcontext():
         predictions = generate(model, questions['prompt'].tolist(), max_new_tokens=max_new_tokens, stop=stop, batch_size=batch_size)
-    return questions.assign(prediction=predictions, correct=[exact_match(p, a) for p, a in zip(predictions, questions['answer'])])
+    return questions.assign(prediction=predictions, correct=[score(p, a) for p, a in zip(predictions, questions['answer'])])
 
 # %% ../nbs/08_experiments.ipynb #f44f295e
 def remember(folder: str | Path | None, name: str, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
@@ -78,7 +80,8 @@ def select_heads(model: HeadModel, stats: HeadStats, concept: Concept, k: int, n
                  ) -> list[tuple[str, int, list[Head]]]:  # selection, draw, heads
     "The sets of `k` heads that an experiment compares: SOMP's, the logit lens's, and random ones matched to SOMP's layers"
     chosen, lens = rank_heads(model, stats, concept).top(k), rank_by_logit_lens(model, stats, concept).top(k)
-    return [('SOMP', 0, chosen), ('logit lens', 0, lens)] + [('random', i, h) for i, h in enumerate(random_heads(model, chosen, n_draws=n_draws, seed=seed))]
+    controls = random_heads(model, chosen, n_draws=n_draws, seed=seed) if n_draws else []  # without draws, any number of heads may be chosen
+    return [('SOMP', 0, chosen), ('logit lens', 0, lens)] + [('random', i, h) for i, h in enumerate(controls)]
 
 # %% ../nbs/08_experiments.ipynb #6ecd6684
 def flip_heads(model: nn.Module | HeadModel,
@@ -87,17 +90,17 @@ def flip_heads(model: nn.Module | HeadModel,
                questions: pd.DataFrame,  # held-out, columns prompt, answer, concept
                *, k: int | Mapping[str, int] = 3,  # heads to edit, the same for all concepts or one number each
                alpha: float = -1, n_draws: int = 10, seed: int = 0, folder: str | Path | None = None,  # keeps finished conditions
-               progress: bool = True,
+               progress: bool = True, **options,  # as for `answer`
                ) -> pd.DataFrame:  # columns target, selection, draw, heads, concept, before, after
     "Every question answered under every edit: SOMP's heads, the logit lens's, and matched random ones"
     model = as_head_model(model)
     missing = set(concepts) - set(questions['concept'])
     if missing: raise ValueError(f'no questions about {sorted(missing)}: the effect of an edit needs questions with that concept')
-    base, parts = remember(folder, 'base', lambda: answer(model, questions)[['concept', 'correct']]), []
+    base, parts = remember(folder, 'base', lambda: answer(model, questions, **options)[['concept', 'correct']]), []
     base.index = questions.index
     def condition(target, selection, draw, heads):
         mine = slice(None) if selection != 'random' else questions['concept'] == target
-        after = answer(model, questions[mine], HeadEdit(heads, alpha)).correct
+        after = answer(model, questions[mine], HeadEdit(heads, alpha), **options).correct
         return pd.DataFrame(dict(target=target, selection=selection, draw=draw, heads=' '.join(map(str, heads)),
                                  concept=base.concept[mine], before=base.correct[mine], after=after))
     for target, concept in tqdm(concepts.items(), desc='edits', disable=not progress):
@@ -162,7 +165,9 @@ def relative(texts: pd.DataFrame,  # from `write_under_edits`, with a column of 
              column: str) -> pd.DataFrame:  # columns target, selection, alpha, value, low, high
     "A measurement relative to the unedited model, for each condition"
     base, rows = texts[texts.selection == 'none'].set_index('sample')[column], []
-    if base.mean() == 0: raise ValueError(f'{column} is zero for the unedited model: there is nothing to be relative to')
+    if base.mean() == 0:
+        warnings.warn(f'{column} is zero for the unedited model: there is nothing to be relative to')
+        base = base * np.nan
     for (target, selection, alpha), t in texts[texts.selection != 'none'].groupby(['target', 'selection', 'alpha'], sort=False):
         if selection == 'random': value, low, high = (t.groupby('draw')[column].mean() / base.mean()).quantile([.5, .25, .75])
         else: value, low, high = bootstrap_interval(t[column], base=base.loc[t['sample']])
@@ -170,21 +175,43 @@ def relative(texts: pd.DataFrame,  # from `write_under_edits`, with a column of 
     return pd.DataFrame(rows)
 
 # %% ../nbs/08_experiments.ipynb #710624e5
+def _answer_tokens(tokenizer, sample: str | dict) -> int | None:
+    "How many tokens the answer of a sample has; `None` if it has no answer"
+    if isinstance(sample, str) or 'answer' not in sample: return None
+    return len(tokenizer(f"{sample['text']} {sample['answer']}").input_ids) - len(tokenizer(sample['text']).input_ids)
+
 @torch.no_grad()
 def off_target(model: nn.Module | HeadModel,
-               texts: Sequence[str],  # text that the edit should not touch
+               texts: Sequence[str | dict],  # what the edit should not touch: texts, or dicts with `text`, `image` and `answer`
                edit: HeadEdit,
-               *, batch_size: int = 32) -> pd.DataFrame:  # one row per text: kl (nats per token), loss_before, loss_after (nats per token)
+               *, batch_size: int = 8) -> pd.DataFrame:  # one row per text: kl (nats per token), loss_before, loss_after (nats per token)
     "Divergence of next-token distributions and loss per token, before and after an edit"
     model, rows = as_head_model(model), []
     for i in range(0, len(texts), batch_size):
-        batch = model.encode(texts[i:i + batch_size], padding_side='right')
-        p = model.model(**batch).logits[:, :-1].float().log_softmax(-1)
-        with edit.applied(model): q = model.model(**batch).logits[:, :-1].float().log_softmax(-1)
-        mask, target = batch['attention_mask'][:, 1:].float(), batch['input_ids'][:, 1:, None]
-        mean = lambda x: ((x * mask).sum(1) / mask.sum(1)).tolist()
-        rows += zip(mean((p.exp() * (p - q)).sum(-1)), mean(-p.gather(-1, target)[..., 0]), mean(-q.gather(-1, target)[..., 0]))
+        samples = texts[i:i + batch_size]
+        whole = [s if isinstance(s, str) else dict(s, text=f"{s['text']} {s['answer']}") if 'answer' in s else s for s in samples]
+        batch = model.encode(whole, padding_side='right')
+        mask = position_mask(model, batch, 'all')[:, 1:]
+        for m, s in zip(mask, samples):
+            if n := _answer_tokens(model.tokenizer, s): m[m.nonzero()[:-n]] = False
+        target = batch['input_ids'][:, 1:][mask][:, None]
+        def predict() -> Tensor: return model.model(**batch).logits[:, :-1][mask].float().log_softmax(-1)
+        p = predict()
+        with edit.applied(model): q = predict()
+        values = torch.stack([(p.exp() * (p - q)).sum(-1), -p.gather(-1, target)[:, 0], -q.gather(-1, target)[:, 0]], 1)
+        rows += [v.mean(0).tolist() for v in values.split(mask.sum(1).tolist())]
     return pd.DataFrame(rows, columns=['kl', 'loss_before', 'loss_after'])
+
+def side_effects(model: nn.Module | HeadModel,
+                 texts: Sequence[str | dict] | Mapping[str, Sequence[str | dict]],  # the same for all edits, or some for each
+                 edits: Mapping[str, HeadEdit],
+                 ) -> pd.DataFrame:  # columns edit, KL, perplexity_before, perplexity_after
+    "`off_target` of several edits, one row each"
+    rows = []
+    for name, edit in edits.items():
+        o = off_target(model, texts[name] if isinstance(texts, Mapping) else texts, edit)
+        rows.append(dict(edit=name, KL=o.kl.mean(), perplexity_before=np.exp(o.loss_before.mean()), perplexity_after=np.exp(o.loss_after.mean())))
+    return pd.DataFrame(rows)
 
 # %% ../nbs/08_experiments.ipynb #b1321fb4
 def versions() -> str:
