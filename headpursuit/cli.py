@@ -109,7 +109,7 @@ def reproduce(name: str, # one of `EXPERIMENTS`
     if not file.exists():
         draft = out / f'settings.{os.getpid()}'; draft.write_text(json.dumps(settings)); os.replace(draft, file)
     if not done.exists():
-        papermill.execute_notebook(str(source), str(part), dict(preset=preset, out=str(out), **(parameters or {})), cwd=str(source.parent), progress_bar=sys.stderr.isatty())
+        papermill.execute_notebook(str(source), str(part), dict(preset=preset, out=str(out), **(parameters or {})), progress_bar=sys.stderr.isatty())
         os.replace(part, done)
     return done
 
