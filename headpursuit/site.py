@@ -102,7 +102,7 @@ def social_card(path: str | Path) -> None:
         ax.scatter(head, layer, s=30 + 500 * size.clip(0) ** 2, c=np.where(size > .35, np.array(colours)[best], '#4b6b7a').ravel(), lw=0)
         ax.set(xlim=(-.6, head.max() + .6), ylim=(-.7, layer.max() + .7))
         for x, name, colour in zip(np.linspace(.105, .9, len(concepts)), concepts, colours): fig.text(x, .09, name, color=colour, size=14, ha='center', weight='bold')
-        fig.savefig(path, facecolor=fig.get_facecolor())
+        fig.savefig(path, dpi=100, facecolor=fig.get_facecolor())
         plt.close(fig)
 
 # %% ../nbs/13_site.ipynb #32ffa680
