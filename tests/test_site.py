@@ -109,9 +109,10 @@ def test_search_finds_matching_pursuit(site, visit, width):
     page.keyboard.type('matching pursuit')
     page.locator('#results li a').first.wait_for()
     assert any('Matching pursuit' in t for t in page.locator('#results li a').all_inner_texts())
-    page.keyboard.press('ArrowDown'); page.keyboard.press('Enter')
-    page.wait_for_load_state()
+    page.keyboard.press('ArrowDown')
+    with page.expect_navigation(): page.keyboard.press('Enter')
     assert 'matching pursuit' in page.locator('main').inner_text().lower() and not wrong
+    visit(site / 'index.html', width)
     page.keyboard.press('/'); page.keyboard.type('zebra crossings everywhere')
     page.get_by_text('Nothing found').wait_for()
 
@@ -156,8 +157,7 @@ def test_from_the_first_page_to_an_edited_head_of_an_own_model(site, visit, tmp_
     "What a newcomer does: follow the links from the first page, paste every cell, and nothing else"
     page, _ = visit(site / 'index.html', 1280)
     for link in ('your model', 'a concept of your own', 'share the edit'):
-        page.locator('main').get_by_role('link', name=link, exact=True).first.click()
-        page.wait_for_load_state()
+        with page.expect_navigation(): page.locator('main').get_by_role('link', name=link, exact=True).first.click()
         folder = tmp_path / link; folder.mkdir()
         (folder / 'pasted.py').write_text('\n'.join(page.locator('.cell code.sourceCode.python').all_inner_texts()), encoding='utf-8')
         done = subprocess.run([sys.executable, 'pasted.py'], cwd=folder, capture_output=True, text=True)
