@@ -20,6 +20,22 @@ def chromium():
         browser.close()
 
 
+@pytest.fixture(scope='module')
+def new_page(chromium):
+    "A function of a width: a fresh page, and the list of what goes wrong on it, requests to elsewhere included"
+    contexts = []
+
+    def new(width, **options):
+        contexts.append(chromium.new_context(viewport=dict(width=width, height=800), has_touch=width < 500, is_mobile=width < 500, **options))
+        page, wrong = contexts[-1].new_page(), []
+        page.on('pageerror', lambda e: wrong.append(str(e)))
+        page.on('console', lambda m: wrong.append(m.text))
+        page.on('request', lambda r: r.url.startswith(('file:', 'about:', 'data:')) or wrong.append(r.url))
+        return page, wrong
+    yield new
+    for c in contexts: c.close()
+
+
 CONTRAST = '''() => {
   const pen = Object.assign(document.createElement('canvas'), {width: 1, height: 1}).getContext('2d', {willReadFrequently: true});
   const paint = c => { pen.fillStyle = c; pen.fillRect(0, 0, 1, 1); };

@@ -98,22 +98,18 @@ def test_errors_name_the_mistake(pocket):
 
 
 @pytest.fixture
-def visit(chromium, tmp_path):
-    "Open HTML in a fresh page; any error or request beyond the file itself fails the test"
-    seen, contexts = [], []
+def visit(new_page, tmp_path):
+    "Open HTML in a fresh page; any error, message or request beyond the file itself fails the test"
+    seen = []
 
     def open(html, width, **options):
         (tmp_path / 'page.html').write_text(html, encoding='utf-8')
-        contexts.append(chromium.new_context(viewport=dict(width=width, height=800), has_touch=width < 500, is_mobile=width < 500, **options))
-        page = contexts[-1].new_page()
-        page.on('pageerror', lambda e: seen.append(str(e)))
-        page.on('console', lambda m: seen.append(m.text))
-        page.on('request', lambda r: r.url.startswith(('file:', 'about:', 'data:')) or seen.append(r.url))
+        page, wrong = new_page(width, **options)
+        seen.append(wrong)
         page.goto((tmp_path / 'page.html').as_uri())
         return page
     yield open
-    for c in contexts: c.close()
-    assert not seen
+    assert not any(seen)
 
 
 sizes = pytest.mark.parametrize('width', [1280, 390])

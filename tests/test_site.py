@@ -35,24 +35,17 @@ def pages(site): return sorted(site.rglob('*.html'))
 
 
 @pytest.fixture(scope='module')
-def visit(chromium):
-    "Open a page at a width; returns it with the list of what went wrong on it, requests to elsewhere included"
+def visit(new_page):
+    "Open a file at a width, in the page that earlier visits used; returns it with the list of what went wrong on this visit"
     opened = {}
 
     def open(file, width, theme='light'):
-        if (width, theme) not in opened:
-            page = chromium.new_context(viewport=dict(width=width, height=800), has_touch=width < 500, is_mobile=width < 500, color_scheme=theme).new_page()
-            wrong = []
-            page.on('pageerror', lambda e: wrong.append(str(e)))
-            page.on('console', lambda m: m.type == 'error' and wrong.append(m.text))
-            page.on('request', lambda r: r.url.startswith(('file:', 'data:', 'about:')) or wrong.append(r.url))
-            opened[width, theme] = page, wrong
+        if (width, theme) not in opened: opened[width, theme] = new_page(width, color_scheme=theme)
         page, wrong = opened[width, theme]
         wrong.clear()
         page.goto(file.as_uri())
         return page, wrong
-    yield open
-    for page, _ in opened.values(): page.context.close()
+    return open
 
 
 def listed(items):
