@@ -61,15 +61,25 @@ def _same(name: str, a, b):
     return a
 
 @patch
-def __add__(self: HeadStats, b: HeadStats) -> HeadStats:
-    "Statistics of both sets of samples together"
+def __iadd__(self: HeadStats, b: HeadStats) -> HeadStats:
+    "Fold in the statistics of further samples; tensors are changed in place"
     for name in ('shape', 'positions', 'model_id', 'revision'): _same(name, getattr(self, name), getattr(b, name))
     if (self.samples is None) != (b.samples is None): raise ValueError('statistics do not belong together: only one of them kept its samples')
-    n, gap = self.count + b.count, b.mean - self.mean
-    outer = gap[..., :, None] * gap[..., None, :]
-    return replace(self, count=n, mean=self.mean + gap * (b.count / n), scatter=self.scatter + b.scatter + outer * (self.count * b.count / n),
-                   prompt_hash=f'{(int(self.prompt_hash, 16) + int(b.prompt_hash, 16)) % 2**256:064x}',
-                   samples=None if self.samples is None else torch.cat([self.samples, b.samples]))
+    n, gap = self.count + b.count, b.mean.to(self.mean.device) - self.mean
+    self.mean += gap * (b.count / n)
+    self.scatter += b.scatter.to(self.mean.device)
+    gap = gap.flatten(0, 1)  # (layers * heads, k)
+    self.scatter.flatten(0, 1).baddbmm_(gap[:, :, None], gap[:, None, :], alpha=self.count * b.count / n)
+    self.count, self.prompt_hash = n, f'{(int(self.prompt_hash, 16) + int(b.prompt_hash, 16)) % 2**256:064x}'
+    if self.samples is not None: self.samples = torch.cat([self.samples, b.samples])
+    return self
+
+@patch
+def __add__(self: HeadStats, b: HeadStats) -> HeadStats:
+    "Statistics of both sets of samples together"
+    both = replace(self, mean=self.mean.clone(), scatter=self.scatter.clone())
+    both += b
+    return both
 
 @patch
 def __radd__(self: HeadStats, other: int) -> HeadStats:
@@ -78,12 +88,15 @@ def __radd__(self: HeadStats, other: int) -> HeadStats:
 
 # %% ../nbs/03_capture.ipynb #fc61498e
 def stats_of(z: Tensor,  # (n, layers, heads, k) one row per sample
-             positions: str, keep: bool = False, **provenance) -> HeadStats:
-    "Statistics of a batch of samples"
-    z64 = z.double()
-    mean = z64.mean(0)
-    x = (z64 - mean).permute(1, 2, 3, 0)
-    return HeadStats(len(z), mean.cpu(), (x @ x.mT).cpu(), positions, samples=z.half().cpu() if keep else None, **provenance)
+             positions: str, **fields) -> HeadStats:
+    "Statistics of a batch of samples, on its device; one layer at a time in double precision"
+    mean, scatter = [], []
+    for layer in z.unbind(1):
+        x = layer.double()
+        mean.append(x.mean(0))
+        x = (x - mean[-1]).permute(1, 2, 0)
+        scatter.append(x @ x.mT)
+    return HeadStats(len(z), torch.stack(mean), torch.stack(scatter), positions, **fields)
 
 # %% ../nbs/03_capture.ipynb #18f51b63
 @patch
@@ -176,7 +189,7 @@ def capture(model: nn.Module | HeadModel,
             samples: bool = False,  # keep the samples z in half precision, for the L1 rule
             batch_size: int = 32, progress: bool = True) -> HeadStats:
     "Statistics of every head's output over `inputs`, in one pass and constant memory"
-    model, stats, total = as_head_model(model), None, len(inputs) if hasattr(inputs, '__len__') else None
+    model, stats, kept, total = as_head_model(model), None, [], len(inputs) if hasattr(inputs, '__len__') else None
     if model.model.training: raise ValueError('the model is in training mode, where dropout is random: call model.eval() first')
     source = dict(model_id=model.config.name_or_path or model.model.name_or_path or type(model.model).__name__,
                   revision=getattr(model.model.config, '_commit_hash', None) or '')
@@ -188,7 +201,9 @@ def capture(model: nn.Module | HeadModel,
                 l, h = (~ok).nonzero()[0].tolist()
                 raise ValueError(f'activations of {Head(l, h)} are NaN or infinite after {stats.count if stats else 0} samples: try float32 or bfloat16')
             name = rule if isinstance(rule, str) else getattr(rule, '__name__', 'function')
-            new = stats_of(z, name, samples, prompt_hash=_fingerprint(batch), **source)
-            stats = new if stats is None else stats + new
+            new = stats_of(z, name, prompt_hash=_fingerprint(batch), **source)
+            if stats is None: stats = new
+            else: stats += new
+            if samples: kept.append(z.half().cpu())
             bar.update(len(batch['input_ids']))
-    return stats
+    return replace(stats, mean=stats.mean.cpu(), scatter=stats.scatter.cpu(), samples=torch.cat(kept) if samples else None)

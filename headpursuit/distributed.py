@@ -89,7 +89,8 @@ def capture_shards(model: nn.Module | HeadModel,
             shard = dataset.shard(n_shards, i, contiguous=True)
             capture(model, _Rows(shard), positions=positions, batch_size=batch_size, progress=False).save(file)
         stats = HeadStats.load(file)
-        mine = stats if mine is None else mine + stats
+        if mine is None: mine = stats
+        else: mine += stats
     return all_reduce(mine, model)
 
 class _Rows:

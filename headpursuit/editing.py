@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .heads import Head, HeadModel, as_head_model
+from .heads import Head, HeadModel, _weight, as_head_model
 from .ranking import HeadRanking
 
 # %% ../nbs/05_editing.ipynb #f937640e
@@ -61,11 +61,14 @@ class HeadEdit:
 def applied(self: HeadEdit, model: nn.Module | HeadModel) -> Iterator[None]:
     "Within the context, the heads' contributions are multiplied by alpha"
     model, handles = as_head_model(model), []
-    def hook(scale): return lambda module, args: (args[0] * scale, *args[1:])
+    def hook(scale):
+        def multiply(module, args):
+            nonlocal scale
+            scale = scale.to(args[0])  # moved to where the layer runs by the first call
+            return args[0] * scale, *args[1:]
+        return multiply
     try:
-        for l, v in self.scales(model).items():
-            p = model.projections[l]
-            handles.append(p.register_forward_pre_hook(hook(v.to(p.weight))))
+        for l, v in self.scales(model).items(): handles.append(model.projections[l].register_forward_pre_hook(hook(v)))
         yield
     finally:
         for h in handles: h.remove()
@@ -76,8 +79,9 @@ def applied(self: HeadEdit, model: nn.Module | HeadModel) -> Iterator[None]:
 def merge(self: HeadEdit, model: nn.Module | HeadModel) -> nn.Module:  # the same model, changed in place
     "Bake the edit into the output projections' weights"
     view = as_head_model(model)
-    for l, v in self.scales(view).items():
-        p = view.projections[l]
+    scales = {view.projections[l]: v for l, v in self.scales(view).items()}
+    if any(p.weight.is_meta for p in scales): raise ValueError("layers of this model are offloaded, their weights cannot be changed in place: load it with device_map='cpu' to merge")
+    for p, v in scales.items():
         v = v.to(p.weight)
         p.weight.mul_(v if isinstance(p, nn.Linear) else v[:, None])
     return view.model
@@ -85,7 +89,7 @@ def merge(self: HeadEdit, model: nn.Module | HeadModel) -> nn.Module:  # the sam
 # %% ../nbs/05_editing.ipynb #f734af91
 def _fingerprint(model: HeadModel) -> str:
     "SHA-256 of the unembedding's shape and values in float32"
-    D = model.model.get_output_embeddings().weight.detach().float().cpu().contiguous()
+    D = _weight(model.model.get_output_embeddings()).float().cpu().contiguous()
     return hashlib.sha256(str(tuple(D.shape)).encode() + D.numpy().tobytes()).hexdigest()
 
 @patch

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from accelerate.utils import align_module_device
 from fastcore.basics import patch
 from torch import Tensor, nn
 
@@ -46,10 +47,13 @@ def _child(module: nn.Module, names: Sequence[str]) -> nn.Module | None:
     "The first child with one of `names`"
     return next((m for n in names if (m := getattr(module, n, None)) is not None), None)
 
-def _weight(projection: nn.Module) -> Tensor:  # (d_out, d_in)
-    "Weight of a linear layer, also of GPT-2's transposed one"
-    w = projection.weight.detach()
+def _upright(projection: nn.Module, w: Tensor) -> Tensor:  # (d_out, d_in)
+    "A linear layer's weight the usual way round, also from GPT-2's transposed one"
     return w if isinstance(projection, nn.Linear) else w.T
+
+def _weight(projection: nn.Module) -> Tensor:  # (d_out, d_in)
+    "Weight of a linear layer, fetched if it is offloaded"
+    with align_module_device(projection): return _upright(projection, projection.weight.detach())
 
 def _projections(layers: nn.ModuleList, d: int) -> list[nn.Module]:
     "The attention output projection of every layer"
@@ -57,9 +61,11 @@ def _projections(layers: nn.ModuleList, d: int) -> list[nn.Module]:
     for i, layer in enumerate(layers):
         attention = _child(layer, _ATTENTION)
         p = attention and _child(attention, _OUTPUT)
-        if p is None or getattr(p, 'weight', None) is None or p.weight.ndim != 2 or len(_weight(p)) != d: raise ValueError(
+        if p is None or getattr(p, 'weight', None) is None or p.weight.ndim != 2 or len(_upright(p, p.weight)) != d: raise ValueError(
             f'layer {i} ({type(layer).__name__}) has no attention output projection: looked for a module named '
             f'{"/".join(_ATTENTION)} with a linear layer named {"/".join(_OUTPUT)} of output width {d} in it')
+        if p.weight.dtype.itemsize < 2: raise ValueError(
+            f'the output projection of layer {i} is quantised ({p.weight.dtype}): its numbers are codes, not weights. Load the model with dtype=torch.bfloat16')
         found.append(p)
     return found
 
@@ -72,9 +78,10 @@ def _post_norm(layer: nn.Module) -> nn.Module | None:
 @torch.no_grad()
 def _gain(norm: nn.Module, d: int) -> Tensor:  # (d,)
     "The elementwise gain of a norm"
-    if isinstance(norm, nn.LayerNorm): return norm.weight
-    p = next(norm.parameters())
-    return norm.forward(p.new_ones(1, d))[0]  # an RMSNorm maps ones to its gain; .forward, so that no hook sees the probe
+    with align_module_device(norm):
+        if isinstance(norm, nn.LayerNorm): return norm.weight.detach()
+        p = next(norm.parameters())
+        return norm.forward(p.new_ones(1, d))[0]  # an RMSNorm maps ones to its gain; .forward, so that no hook sees the probe
 
 # %% ../nbs/02_heads.ipynb #f74b67da
 class HeadModel:
@@ -99,7 +106,7 @@ class HeadModel:
         self.final_norm: nn.Module | None = _child(decoder, _FINAL_NORM)
         self.project_out: nn.Module | None = getattr(decoder, 'project_out', None)  # OPT with a narrow embedding
         self.n_heads: int = self.config.num_attention_heads
-        widths = {_weight(p).shape[1] for p in self.projections}
+        widths = {_upright(p, p.weight).shape[1] for p in self.projections}
         if len(widths) > 1 or (w := widths.pop()) % self.n_heads: raise ValueError(
             f'the output projections do not split into {self.n_heads} heads of one size: input widths {sorted(widths) or w}')
         self.head_dim: int = w // self.n_heads
@@ -115,7 +122,10 @@ class HeadModel:
         return [Head(l, h) for l in range(self.n_layers) for h in range(self.n_heads)]
 
     @property
-    def device(self) -> torch.device: return self.model.get_input_embeddings().weight.device
+    def device(self) -> torch.device:
+        "Where token ids go: to the input embedding, or to where it is run if it is offloaded"
+        embedding = self.model.get_input_embeddings()
+        return torch.device(embedding._hf_hook.execution_device) if embedding.weight.is_meta else embedding.weight.device
 
     @property
     def tokenizer(self):
@@ -198,7 +208,8 @@ def dictionary(self: HeadModel, *, fold_norm: bool = False,  # multiply the fina
     "The unembedding as a dictionary of directions in the residual stream"
     head = self.model.get_output_embeddings()
     if head is None: raise ValueError(f'{type(self.model).__name__} has no unembedding: load it with a language-modelling head')
-    D = head.weight.detach().float() if self.project_out is None else head.weight.float() @ self.project_out.weight.float()
+    D = _weight(head).float()
+    if self.project_out is not None: D = D @ _weight(self.project_out).float()
     if fold_norm:
         if self.final_norm is None: raise ValueError(f'{type(self.model).__name__} has no final norm to fold: looked for {"/".join(_FINAL_NORM)}')
         D = D * _gain(self.final_norm, self.d_model).float()

@@ -89,6 +89,10 @@ def _cosines(p: Tensor, D: Tensor, scale: Tensor) -> Tensor:  # (heads, v)
     "Inner products of the unit atoms `p` with every unit atom; no scaled copy of the dictionary is made"
     return ((D[p] * scale[p, None]).to(D) @ D.T).to(scale) * scale
 
+def _energy(C: Tensor, W: Tensor) -> Tensor:  # (...,)
+    "Energy of what heads write, tr(W C Wᵀ), without the product of `W` and `C`"
+    return ((W.mT @ W) * C).sum((-2, -1))
+
 # %% ../nbs/00_pursuit.ipynb #e66e1f20
 def matching_pursuit(h: Tensor,  # (d,) one signal
                      D: Tensor,  # (v, d) dictionary
@@ -140,7 +144,7 @@ def somp_literal(H: Tensor,  # (n_samples, d) signals
 def _deflate(A: Tensor,  # (v, n) correlations, changed in place
              g: Tensor, a: Tensor, norm: int) -> Tensor:  # (v,)
     "Subtract `g aᵀ` and return the rows' new norms to the power of the rule, block by block so that a block is touched once while in cache"
-    block = len(A) if A.is_cuda else max(1, 2**20 // A.shape[1])
+    block = max(1, 2**20 // A.shape[1]) if A.device.type == 'cpu' else len(A)
     scores = [torch.linalg.vector_norm(x.addr_(y, a, alpha=-1), ord=norm, dim=1) for x, y in zip(A.split(block), g.split(block))]
     return torch.cat(scores).pow_(norm)
 
@@ -164,7 +168,7 @@ def _pursue(A: Tensor,  # (heads, v, n) correlations of unit atoms with each hea
         rho = left[rows, p].clamp_min(_TOL).sqrt().to(A)[:, None]
         G[:, t] = (_cosines(p, D, scale).to(A) - torch.einsum('ht,htv->hv', G[rows, :t, p], G[:, :t])) / rho * on[:, None]
         parts[:, t] = A[rows, p] / rho * on[:, None]
-        for i in on.nonzero().flatten(): scores[i] = _deflate(A[i], G[i, t], parts[i, t], norm)
+        for i in on.nonzero().flatten().tolist(): scores[i] = _deflate(A[i], G[i, t], parts[i, t], norm)
         left = (left - G[:, t].double().square()).clamp_min_(0); left[rows, p] = 0
         rest = rest - parts[:, t].double().square().sum(1)
         support[on, t] = p[on]
@@ -185,7 +189,7 @@ def somp(H: Tensor,  # (n_samples, d) signals; with `W`: (n_samples, k) coordina
     Z, z_mean = _centered(Z, center)
     norms, scale = _lengths(D)
     if W is None: A, total, mean = D @ Z.T, Z.square().sum(), z_mean
-    else: A, total, mean = (D @ W) @ Z.T, ((Z.T @ Z) * (W.T @ W)).sum(), W @ z_mean
+    else: A, total, mean = (D @ W) @ Z.T, _energy(Z.T @ Z, W), W @ z_mean
     A, weight = (A * scale[:, None])[None], torch.ones_like(norms) if normalize else norms
     s, parts, G = (x[0] for x in _pursue(A, D, scale, weight, total[None], n_atoms, norm))
     s = s[s >= 0]
@@ -215,9 +219,8 @@ def projection_score(C: Tensor,  # (..., k, k) covariance of z, one or many head
                      D: Tensor,  # (v, d) atoms
                      ) -> Tensor:  # (...,) share of variance inside the span of all atoms, in [0, 1]
     "Explained variance when every atom is used: tr(P C) / tr(C); 0 for a head that never varies"
-    part = lambda X: ((X @ C) * X).sum((-2, -1))
-    total = part(W)
-    return torch.where(total > 0, part(orthonormal_basis(D).T @ W) / total, torch.zeros_like(total)).clamp(0, 1)
+    total, P = _energy(C, W), orthonormal_basis(D).T @ W
+    return torch.where(total > 0, ((P @ C) * P).sum((-2, -1)) / total, torch.zeros_like(total)).clamp(0, 1)
 
 # %% ../nbs/00_pursuit.ipynb #fd2a389d
 def somp_moments(C: Tensor,  # (heads, k, k) covariance (or second moment) of z for each head
@@ -230,7 +233,7 @@ def somp_moments(C: Tensor,  # (heads, k, k) covariance (or second moment) of z 
     n_atoms, (norms, scale) = min(n_atoms, len(D)), _lengths(D)
     P = _seen_by_heads(D, scale, W)
     C, W, weight = C.to(P), W.to(P), (torch.ones_like(norms) if normalize else norms).to(P).square()
-    E, total = ((P @ C) * P).sum(-1).double(), ((W @ C) * W).sum((-2, -1)).double()
+    E, total = ((P @ C) * P).sum(-1).double(), _energy(C, W).double()
     n, v = E.shape
     left = (norms > 0).double().expand(n, v).clone()
     G, B, M = P.new_zeros(n, n_atoms, v), P.new_zeros(n, n_atoms, v), P.new_zeros(n, n_atoms, n_atoms)
@@ -270,7 +273,7 @@ def somp_samples(Z: Tensor,  # (heads, n, k) samples of z
     n_atoms, (norms, scale) = min(n_atoms, len(D)), _lengths(D)
     P = _seen_by_heads(D, scale, W)
     Z, W, weight = torch.stack([_centered(z, center)[0] for z in Z.to(P)]), W.to(P), (torch.ones_like(norms) if normalize else norms).to(P)
-    total = ((Z.mT @ Z).double() * (W.mT @ W)).sum((-2, -1))
+    total = _energy((Z.mT @ Z).double(), W)
     support, parts, _ = _pursue(P @ Z.mT, D, scale, weight, total, n_atoms, norm)
     gain = parts.double().square().sum(-1)
     return support, (gain.cumsum(1) / total.clamp_min(1e-300)[:, None]).clamp(max=1)

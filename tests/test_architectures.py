@@ -4,14 +4,18 @@ import copy
 import pytest
 import tiny
 import torch
+from accelerate import disk_offload
 from peft import PeftModel
 
 from headpursuit.capture import capture, head_samples
+from headpursuit.dictionary import Concept
 from headpursuit.editing import HeadEdit
 from headpursuit.heads import HeadModel
+from headpursuit.ranking import atlas, rank_by_logit_lens, rank_heads
 
 TEXTS = ['The sky is blue', 'Grass', 'The secret number of item 7 is 259.', 'roses are red, go on']
 FAMILIES = [*tiny.TEXT_CONFIGS, *tiny.VISION_CONFIGS]
+EDIT = HeadEdit(['0.1', '1.3', '1.0'], [-1, 5, 0])
 
 
 def load(family):
@@ -100,18 +104,58 @@ def test_images_pass_through_the_processor(family):
 @pytest.mark.parametrize('family', FAMILIES)
 def test_hook_merge_and_adapter_are_the_same_edit(family, tmp_path):
     model, batch = load(family)
-    edit = HeadEdit(['0.1', '1.3', '1.0'], [-1, 5, 0])
     plain = logits(model.model, batch)
-    with edit.applied(model): edited = logits(model.model, batch)
+    with EDIT.applied(model): edited = logits(model.model, batch)
     assert (edited - plain).abs().max() > 1e-4
     torch.testing.assert_close(logits(model.model, batch), plain, atol=0, rtol=0)
-    edit.save(tmp_path, model)
-    assert HeadEdit.load(tmp_path, model).alphas == edit.alphas
-    merged = edit.merge(copy.deepcopy(model.model))
+    EDIT.save(tmp_path, model)
+    assert HeadEdit.load(tmp_path, model).alphas == EDIT.alphas
+    merged = EDIT.merge(copy.deepcopy(model.model))
     torch.testing.assert_close(logits(merged, batch), edited, atol=1e-5, rtol=1e-4)
     adapted = PeftModel.from_pretrained(model.model, str(tmp_path)).eval()
     torch.testing.assert_close(logits(adapted, batch), edited, atol=1e-5, rtol=1e-4)
     with adapted.disable_adapter(): torch.testing.assert_close(logits(adapted, batch), plain, atol=1e-5, rtol=1e-4)
+
+
+def answers(model, batch):
+    "All that the library computes with a model's weights"
+    batch = {k: v.to(model.device) for k, v in batch.items()}
+    concept = Concept.from_words('things', ['sky', 'grass', 'roses', 'item'], tiny.TOK, multi='word')
+    stats = capture(model, [batch] * 2, positions='all', samples=True, progress=False)
+    yield stats.scatter
+    for norm in (1, 2):
+        yield torch.tensor(rank_heads(model, stats, concept, n_atoms=2, norm=norm).grid())
+        yield torch.tensor(atlas(model, stats, 2, norm=norm, progress=False)[['token_id', 'explained']].to_numpy())
+    yield torch.tensor(rank_heads(model, stats, concept).grid())
+    yield torch.tensor(rank_by_logit_lens(model, stats, concept, fold_norm=True).grid())
+    with EDIT.applied(model): yield logits(model.model, batch).cpu()
+
+
+@pytest.mark.parametrize('family', [f for f in FAMILIES if f != 'idefics3'])  # whose own forward pass does not run with its vision tower on disk
+def test_a_model_on_disk_gives_the_same_answers(family, tmp_path):
+    "As `device_map='auto'` leaves it when the model is larger than the device: weights come in for one layer at a time"
+    here, batch = load(family)
+    there = HeadModel(disk_offload(copy.deepcopy(here.model), str(tmp_path / 'weights'), execution_device='cpu'), here.processor)
+    assert all(p.is_meta for p in there.model.parameters()) and there.device.type == 'cpu'
+    for a, b in zip(answers(here, batch), answers(there, batch), strict=True): torch.testing.assert_close(b, a, atol=0, rtol=0)
+    with pytest.raises(ValueError, match='offloaded'): EDIT.merge(there)
+    EDIT.save(tmp_path / 'edit', there)
+    assert HeadEdit.load(tmp_path / 'edit', here).alphas == EDIT.alphas
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_nothing_is_left_on_the_cpu_when_the_model_is_not(family):
+    "On a make-believe device, where two tensors of different devices do not mix"
+    away = pytest.importorskip('away', exc_type=ImportError)
+    here, batch = load(family)
+    there = HeadModel(away.send(copy.deepcopy(here.model)), here.processor)
+    with away.present():
+        assert there.device == away.DEVICE
+        with pytest.raises(RuntimeError, match='two devices'): there.W_O(0) @ torch.ones(here.head_dim)
+        found = list(answers(there, batch))
+    for a, b in zip(answers(here, batch), found, strict=True):
+        assert b.device.type == 'cpu'
+        torch.testing.assert_close(b, a, atol=1e-5, rtol=1e-4)
 
 
 def test_merged_edit_is_a_plain_checkpoint(tmp_path):

@@ -46,7 +46,7 @@ TEXT_CONFIGS = {
 
 def text_model(family: str):
     torch.manual_seed(0)
-    return randomise(tf.AutoModelForCausalLM.from_config(TEXT_CONFIGS[family](), attn_implementation='eager')).eval()
+    return randomise(tf.AutoModelForCausalLM.from_config(TEXT_CONFIGS[family](), attn_implementation='eager', experts_implementation='eager')).eval()
 
 
 def randomise(model):
