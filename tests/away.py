@@ -10,6 +10,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 _setup_privateuseone_for_python_backend('away')
 DEVICE = torch.device('away:0')
+DOUBLES = [True]  # whether the device has double precision
 MAY_MIX = ('copy_', '_to_copy', 'index.Tensor', 'index_put')  # as on CUDA: copies, and indices that lie on the CPU
 
 
@@ -38,6 +39,8 @@ def run(func, args, kwargs):
     goes_away = kwargs['device'].type == 'away' if kwargs.get('device') else bool(away) and isinstance(tensors[0], Away)
     args, kwargs = held((args, kwargs))
     out = func(*args, **kwargs | ({'device': torch.device('cpu')} if 'device' in kwargs else {}))
+    doubles = any(isinstance(x, torch.Tensor) and x.dtype == torch.float64 for x in tree_leaves(out))
+    if doubles and not DOUBLES[0] and (away or goes_away): raise TypeError(f'{func}: no float64 here')
     same = {id(x.held): x for x in away}  # an operation in place returns what it was given
     return tree_map(lambda x: same.get(id(x), Away(x)) if isinstance(x, torch.Tensor) else x, out) if goes_away else out
 
@@ -58,8 +61,9 @@ class _Functions(TorchFunctionMode):
 
 
 @contextmanager
-def present():
-    "Within the context, the device can be used"
+def present(doubles=True):
+    "Within the context, the device can be used; `doubles=False`: it has no double precision, and makes none on the way to the CPU"
+    DOUBLES[0] = doubles
     with _Operations(), _Functions(), torch.no_grad(): yield
 
 

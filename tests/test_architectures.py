@@ -143,14 +143,15 @@ def test_a_model_on_disk_gives_the_same_answers(family, tmp_path):
     assert HeadEdit.load(tmp_path / 'edit', here).alphas == EDIT.alphas
 
 
+@pytest.mark.parametrize('doubles', [True, False], ids=['double precision', 'single precision only'])
 @pytest.mark.parametrize('family', FAMILIES)
-def test_nothing_is_left_on_the_cpu_when_the_model_is_not(family):
-    "On a make-believe device, where two tensors of different devices do not mix"
+def test_answers_do_not_depend_on_the_device(family, doubles):
+    "On a make-believe device, where two tensors of different devices do not mix; without double precision it is like Apple's GPUs"
     away = pytest.importorskip('away', exc_type=ImportError)
     here, batch = load(family)
     there = HeadModel(away.send(copy.deepcopy(here.model)), here.processor)
-    with away.present():
-        assert there.device == away.DEVICE
+    with away.present(doubles):
+        assert there.device == away.DEVICE and there.exact_device == (away.DEVICE if doubles else torch.device('cpu'))
         with pytest.raises(RuntimeError, match='two devices'): there.W_O(0) @ torch.ones(here.head_dim)
         found = list(answers(there, batch))
     for a, b in zip(answers(here, batch), found, strict=True):
