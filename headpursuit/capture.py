@@ -201,7 +201,7 @@ def capture(model: nn.Module | HeadModel,
                 l, h = (~ok).nonzero()[0].tolist()
                 raise ValueError(f'activations of {Head(l, h)} are NaN or infinite after {stats.count if stats else 0} samples: try float32 or bfloat16')
             name = rule if isinstance(rule, str) else getattr(rule, '__name__', 'function')
-            new = stats_of(z, name, prompt_hash=_fingerprint(batch), **source)
+            new = stats_of(z.to(model.exact_device), name, prompt_hash=_fingerprint(batch), **source)
             if stats is None: stats = new
             else: stats += new
             if samples: kept.append(z.half().cpu())

@@ -127,6 +127,12 @@ class HeadModel:
         embedding = self.model.get_input_embeddings()
         return torch.device(embedding._hf_hook.execution_device) if embedding.weight.is_meta else embedding.weight.device
 
+    @cached_property
+    def exact_device(self) -> torch.device:
+        "Where double precision is to be had: the model's device, or the CPU beside one that has none, such as Apple's GPUs"
+        try: return torch.ones(1, device=self.device).double().device
+        except TypeError: return torch.device('cpu')
+
     @property
     def tokenizer(self):
         "The tokenizer, also out of a processor"
@@ -208,11 +214,11 @@ def dictionary(self: HeadModel, *, fold_norm: bool = False,  # multiply the fina
     "The unembedding as a dictionary of directions in the residual stream"
     head = self.model.get_output_embeddings()
     if head is None: raise ValueError(f'{type(self.model).__name__} has no unembedding: load it with a language-modelling head')
-    D = _weight(head).float()
-    if self.project_out is not None: D = D @ _weight(self.project_out).float()
+    D = _weight(head).to(self.exact_device).float()
+    if self.project_out is not None: D = D @ _weight(self.project_out).to(D)
     if fold_norm:
         if self.final_norm is None: raise ValueError(f'{type(self.model).__name__} has no final norm to fold: looked for {"/".join(_FINAL_NORM)}')
-        D = D * _gain(self.final_norm, self.d_model).float()
+        D = D * _gain(self.final_norm, self.d_model).to(D)
         if isinstance(self.final_norm, nn.LayerNorm): D = D - D.mean(-1, keepdim=True)
     return Dictionary(D, self.token_names)
 

@@ -78,7 +78,7 @@ def cider(captions: Sequence[str], references: Sequence[Sequence[str]],  # sever
 def bootstrap_interval(values: Sequence[float],  # one value per example
                        *, base: Sequence[float] | None = None,  # the same examples before the edit; then the ratio of means is estimated
                        level: float = .95, n_resamples: int = 2000, seed: int = 0,
-                       ) -> tuple[float, float, float]:  # estimate, low, high
+                       ) -> tuple[float, float, float]:  # estimate, low, high; limits are NaN if the base can be zero in a resample
     "Mean (or ratio of means, paired) with its bootstrap interval"
     x = np.asarray(values, float)
     if not len(x): raise ValueError('no values: an interval needs at least one example')

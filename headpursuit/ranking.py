@@ -68,6 +68,10 @@ def _check_fit(model: HeadModel, stats: HeadStats):
     if stats.shape != shape: raise ValueError(f'statistics are of {stats.shape} (layers, heads, head size), the model has {shape}: they belong to another model')
     if stats.count < 2: raise ValueError(f'statistics of {stats.count} sample: a variance needs at least 2 prompts')
 
+def _write_matrix(model: HeadModel, layer: int, like: Tensor) -> Tensor:  # (heads, d, k)
+    "A layer's write matrices in the place and precision of `like`; moved before they are made more precise, which not every device can do"
+    return model.write_matrix(layer).to(like.device).to(like.dtype)
+
 def _resolve_norm(norm: int | None, stats: HeadStats, greedy: bool) -> int:
     "The selection rule: the paper's where the samples are there, else energy"
     if norm not in (None, 1, 2): raise ValueError(f'norm must be 1 (magnitude) or 2 (energy), got {norm}')
@@ -91,7 +95,7 @@ def rank_heads(model: nn.Module | HeadModel, stats: HeadStats, concept: Concept,
     greedy = len(D) > n_atoms
     norm, C, scores = _resolve_norm(norm, stats, greedy), _moments(stats, center), []
     for l in range(model.n_layers):
-        W, c = model.write_matrix(l).to(D), C[l].to(D.device)
+        W, c = _write_matrix(model, l, D), C[l].to(D.device)
         if not greedy: scores.append(projection_score(c, W, D))
         elif norm == 2: scores.append(somp_moments(c, W, D, n_atoms, normalize=normalize)[1][:, -1])
         else: scores.append(somp_samples(stats.samples[:, l].transpose(0, 1).to(D), W, D, n_atoms, center=center, normalize=normalize)[1][:, -1])
@@ -106,7 +110,7 @@ def rank_by_logit_lens(model: nn.Module | HeadModel, stats: HeadStats, concept: 
     "Every head's mean logit over the concept's atoms and the samples"
     model = as_head_model(model); _check_fit(model, stats)
     d = concept.atoms(model.dictionary(fold_norm=fold_norm)).atoms.double().mean(0)
-    scores = [torch.einsum('d,hdk,hk->h', d, model.write_matrix(l).to(d), stats.mean[l].to(d)) for l in range(model.n_layers)]
+    scores = [torch.einsum('d,hdk,hk->h', d, _write_matrix(model, l, d), stats.mean[l].to(d)) for l in range(model.n_layers)]
     return _ranking(torch.stack(scores), concept=concept.name, rule='logit lens', n_atoms=len(concept), positions=stats.positions)
 
 # %% ../nbs/04_ranking.ipynb #1ba2401b
@@ -174,7 +178,7 @@ def atlas(model: nn.Module | HeadModel, stats: HeadStats,
             group, W = list(group), model.write_matrix(l)
             for i in range(0, len(group), at_once):
                 h = torch.tensor([x.head for x in group[i:i + at_once]])
-                w = W[h.to(W.device)].to(A.device, torch.promote_types(dtype, torch.float32))
+                w = W[h.to(W.device)].to(A.device).to(torch.promote_types(dtype, torch.float32))
                 if norm == 2: s, e = somp_moments(C[l, h].to(w.device), w, A, n_atoms, normalize=normalize)
                 else: s, e = somp_samples(stats.samples[:, l, h].transpose(0, 1).to(w), w, A, n_atoms, center=center, normalize=normalize)
                 rows += [(l, x, t + 1, D.names[j], j, y) for x, ss, ee in zip(h.tolist(), s.tolist(), e.tolist()) for t, (j, y) in enumerate(zip(ss, ee)) if j >= 0]
