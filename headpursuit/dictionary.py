@@ -6,6 +6,7 @@
 __all__ = ['token_strings', 'Dictionary', 'Concept', 'builtin_concepts']
 
 # %% ../nbs/01_dictionary.ipynb #ab993148
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -22,7 +23,8 @@ def token_strings(tokenizer, # a transformers tokenizer
     n = n or len(tokenizer)
     raw = tokenizer.convert_ids_to_tokens(list(range(min(n, len(tokenizer)))))
     text = tokenizer.batch_decode([[i] for i in range(len(raw))], clean_up_tokenization_spaces=False)
-    spaced = [' ' + t if r and r[0] in 'Ġ▁' and not t.startswith(' ') else t for r, t in zip(raw, text)]
+    spaced = [r if re.fullmatch('<0x[0-9A-F]{2}>', r) else  # a byte that stands in for what has no token of its own
+              ' ' + t if r and r[0] in 'Ġ▁' and not t.startswith(' ') else t for r, t in zip(raw, text)]
     return spaced + [f'<unused {i}>' for i in range(len(raw), n)]
 
 # %% ../nbs/01_dictionary.ipynb #eb8976e2
@@ -60,6 +62,12 @@ def _variants(word: str, case: bool, plural: bool, space: bool) -> list[str]:
     if case: forms = [v for f in forms for v in (f, f[:1].upper() + f[1:], f[:1].lower() + f[1:])]
     if space: forms = [v for f in forms for v in (' ' + f, f)]
     return list(dict.fromkeys(forms))
+
+# %% ../nbs/01_dictionary.ipynb #5ba1f7f1
+def _cut(tokenizer, text: str) -> list[int]:
+    "The tokens of a text inside a sentence; a space of its own is none of them"
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    return [i for i, t in zip(ids, tokenizer.convert_ids_to_tokens(ids)) if t not in ('▁', 'Ġ')]
 
 # %% ../nbs/01_dictionary.ipynb #41c31168
 @dataclass
@@ -99,12 +107,12 @@ class Concept:
         tokenizer = getattr(tokenizer, 'tokenizer', tokenizer)
         vocabulary = {s: i for i, s in reversed(list(enumerate(token_strings(tokenizer))))}
         rows, pieces = [], []
-        for word in dict.fromkeys(words):
+        for word in dict.fromkeys(w.strip() for w in words if w.strip()):
             found = [(v, [vocabulary[v]]) for v in _variants(word, case, plural, space) if v in vocabulary]
             if found: taken = found
             else:
                 v = ' ' + word if space else word
-                cut = tokenizer(v, add_special_tokens=False).input_ids
+                cut = _cut(tokenizer, v)
                 if tokenizer.unk_token_id in cut or not cut:
                     rows.append((word, v, cut, False, 'unknown to the tokenizer')); continue
                 if multi == 'drop': rows.append((word, v, cut, False, f'{len(cut)} tokens: {tokenizer.convert_ids_to_tokens(cut)}')); continue
@@ -118,6 +126,17 @@ class Concept:
             f"concept {name!r} has no tokens: none of its {len(words)} words is a single token of this tokenizer. "
             f"Try multi='word' (one atom per word) or other words. First words: {list(words)[:5]}")
         return cls(name, pieces, list(dict.fromkeys(words)), report)
+
+    @classmethod
+    def from_pieces(cls, name: str,
+                    words: Sequence[str],  # the concept in words
+                    tokenizer,  # a transformers tokenizer, or a processor that has one
+                    ) -> 'Concept':
+        "Every token into which the tokenizer cuts the words as they stand, fragments included: the rule of the paper's authors"
+        tokenizer = getattr(tokenizer, 'tokenizer', tokenizer)
+        rows = [(w, w, [i], True, 'piece') for w in dict.fromkeys(words) for i in tokenizer(w, add_special_tokens=False).input_ids if i != tokenizer.unk_token_id]
+        if not rows: raise ValueError(f'concept {name!r} has no tokens: none of its {len(words)} words is known to the tokenizer')
+        return cls(name, [list(p) for p in dict.fromkeys(tuple(r[2]) for r in rows)], list(dict.fromkeys(words)), pd.DataFrame(rows, columns=['word', 'variant', 'ids', 'kept', 'reason']))
 
     @classmethod
     def builtin(cls, name: str, tokenizer, **options) -> 'Concept':

@@ -6,7 +6,6 @@
 __all__ = ['all_reduce', 'capture_shards']
 
 # %% ../nbs/10_distributed.ipynb #45209cc0
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .capture import HeadStats, capture
+from .capture import HeadStats, capture, rule_name
 from .heads import HeadModel, as_head_model
 
 # %% ../nbs/10_distributed.ipynb #d67675ac
@@ -54,9 +53,8 @@ def all_reduce(stats: HeadStats | None,  # this worker's statistics, None if it 
 # %% ../nbs/10_distributed.ipynb #d233975a
 def _plan(model: HeadModel, dataset: Dataset, n_shards: int, positions) -> dict:
     "What a folder of shards belongs to"
-    name = positions if positions is None or isinstance(positions, str) else getattr(positions, '__name__', 'function')
-    return dict(data=dataset._fingerprint, rows=len(dataset), n_shards=n_shards, positions=name, model=model.model.name_or_path,
-                shape=[model.n_layers, model.n_heads, model.head_dim])
+    return dict(data=dataset._fingerprint, rows=len(dataset), n_shards=n_shards, positions=rule_name(positions), model=model.model.name_or_path,
+                weights=model.fingerprint())
 
 def _join_folder(folder: Path, plan: dict) -> None:
     "Make the folder, or check that it is for the same capture"

@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .heads import Head, HeadModel, _weight, as_head_model
+from .heads import Head, HeadModel, _transposed, _weight, as_head_model
 from .ranking import HeadRanking
 
 # %% ../nbs/05_editing.ipynb #f937640e
@@ -83,14 +83,14 @@ def merge(self: HeadEdit, model: nn.Module | HeadModel) -> nn.Module:  # the sam
     if any(p.weight.is_meta for p in scales): raise ValueError("layers of this model are offloaded, their weights cannot be changed in place: load it with device_map='cpu' to merge")
     for p, v in scales.items():
         v = v.to(p.weight)
-        p.weight.mul_(v if isinstance(p, nn.Linear) else v[:, None])
+        p.weight.mul_(v[:, None] if _transposed(p) else v)
     return view.model
 
 # %% ../nbs/05_editing.ipynb #f734af91
 def _fingerprint(model: HeadModel) -> str:
-    "SHA-256 of the unembedding's shape and values in float32"
-    D = _weight(model.model.get_output_embeddings()).float().cpu().contiguous()
-    return hashlib.sha256(str(tuple(D.shape)).encode() + D.numpy().tobytes()).hexdigest()
+    "SHA-256 of the unembedding's shape and values, rounded to bfloat16 so that the precision of loading does not matter"
+    D = _weight(model.model.get_output_embeddings()).bfloat16().cpu().contiguous()
+    return hashlib.sha256(str(tuple(D.shape)).encode() + D.view(torch.int16).numpy().tobytes()).hexdigest()
 
 @patch
 def save(self: HeadEdit, folder: str | os.PathLike, model: nn.Module | HeadModel) -> None:
@@ -98,13 +98,13 @@ def save(self: HeadEdit, folder: str | os.PathLike, model: nn.Module | HeadModel
     from peft import IA3Config
     model, folder = as_head_model(model), Path(folder)
     scales = {model.projection_names[l]: v for l, v in self.scales(model).items()}
-    transposed = not isinstance(model.projections[0], nn.Linear)
+    transposed = _transposed(model.projections[0])
     folder.mkdir(parents=True, exist_ok=True)
     IA3Config(target_modules=list(scales), feedforward_modules=list(scales), fan_in_fan_out=transposed, inference_mode=True,
               base_model_name_or_path=model.model.name_or_path or None).save_pretrained(str(folder))
     save_file({f'base_model.model.{n}.ia3_l': v[None] for n, v in scales.items()}, folder / 'adapter_model.safetensors', metadata=dict(format='pt'))
     about = dict(format='headpursuit.HeadEdit/1', heads=[str(h) for h in self.heads], alpha=list(self.alphas.values()), head_dim=model.head_dim,
-                 model_id=model.model.name_or_path, unembedding_sha256=_fingerprint(model), **self.provenance)
+                 model_id=model.model.name_or_path, unembedding_sha256=_fingerprint(model), provenance=self.provenance)
     (folder / 'head_edit.json').write_text(json.dumps(about, indent=2) + '\n', encoding='utf-8')
 
 @patch(cls_method=True)
@@ -115,8 +115,7 @@ def load(cls: HeadEdit, folder: str | os.PathLike, model: nn.Module | HeadModel 
     about = json.loads((folder / 'head_edit.json').read_text(encoding='utf-8'))
     if model is not None and about['unembedding_sha256'] != _fingerprint(as_head_model(model)): raise ValueError(
         f"this edit was made for {about['model_id'] or 'another model'}: the unembedding of the model given is a different one")
-    known = ('format', 'heads', 'alpha', 'head_dim', 'model_id', 'unembedding_sha256')
-    edit = cls(about['heads'], about['alpha'], {k: v for k, v in about.items() if k not in known})
+    edit = cls(about['heads'], about['alpha'], about['provenance'])
     if model is not None:
         stored = load_file(folder / 'adapter_model.safetensors')
         ours = {f'base_model.model.{as_head_model(model).projection_names[l]}.ia3_l': v for l, v in edit.scales(model).items()}

@@ -36,8 +36,9 @@ def token_f1(prediction: str, answers: str | Iterable[str]) -> float:  # in [0, 
 # %% ../nbs/06_metrics.ipynb #e89eb626
 def _whole_words(words: Iterable[str]) -> re.Pattern:
     "A pattern for any of the words, or its plural, as a whole word of lower-case text"
-    words = sorted({w.lower() for w in words}, key=len, reverse=True)
+    words = {w.lower() for w in words}
     if not words: raise ValueError('no words to count')
+    words = sorted(words | {w[:-1] + 'ies' for w in words if w.endswith('y') and w[-2:-1] not in 'aeiou'}, key=len, reverse=True)
     return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, words))})(?:s|es)?(?!\w)")
 
 def concept_counts(texts: Sequence[str], words: Iterable[str]) -> np.ndarray:  # (n_texts,) int
@@ -57,7 +58,7 @@ def _ngrams(text: str) -> list[Counter]:  # one for each n from 1 to 4
     return [Counter(zip(*(words[i:] for i in range(n)))) for n in range(1, 5)]
 
 def cider(captions: Sequence[str], references: Sequence[Sequence[str]],  # several for each caption
-          ) -> np.ndarray:  # (n_captions,) between 0 and 10; 10 is a caption equal to all its references
+          ) -> np.ndarray:  # (n_captions,) between 0 and 10; 10 is a caption of four words or more that equals all its references
     "CIDEr-D of each caption (Vedantam et al. 2015); document frequencies come from the references"
     if len(captions) != len(references): raise ValueError(f'{len(captions)} captions but references for {len(references)}')
     if len(captions) < 2: raise ValueError('CIDEr weighs words by how few images they describe: it needs at least 2 images')
@@ -78,7 +79,7 @@ def cider(captions: Sequence[str], references: Sequence[Sequence[str]],  # sever
 def bootstrap_interval(values: Sequence[float],  # one value per example
                        *, base: Sequence[float] | None = None,  # the same examples before the edit; then the ratio of means is estimated
                        level: float = .95, n_resamples: int = 2000, seed: int = 0,
-                       ) -> tuple[float, float, float]:  # estimate, low, high; limits are NaN if the base can be zero in a resample
+                       ) -> tuple[float, float, float]:  # estimate, low, high; limits are NaN for one value, or if the base can be zero in a resample
     "Mean (or ratio of means, paired) with its bootstrap interval"
     x = np.asarray(values, float)
     if not len(x): raise ValueError('no values: an interval needs at least one example')
@@ -89,7 +90,8 @@ def bootstrap_interval(values: Sequence[float],  # one value per example
         if y is None: return m
         with np.errstate(divide='ignore', invalid='ignore'): return m / y.mean(axis)
     estimate = float(statistic(*data))
-    if len(x) == 1 or all(np.ptp(v) == 0 for v in data): return estimate, estimate, estimate
+    if len(x) == 1: return estimate, np.nan, np.nan
+    if all(np.ptp(v) == 0 for v in data): return estimate, estimate, estimate
     ci = bootstrap(data, statistic, paired=True, vectorized=True, method='percentile', confidence_level=level,
                    n_resamples=n_resamples, rng=np.random.default_rng(seed)).confidence_interval
     return estimate, float(ci.low), float(ci.high)

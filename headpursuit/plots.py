@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.transforms import ScaledTranslation
 
 from .heads import Head
 
@@ -50,11 +51,11 @@ def dose_response(table: pd.DataFrame,  # columns `dose`, series, value, low, hi
         ax.plot(t[dose], t.value, marker='os^Dv'[i % 5], color=f'C{i}')
         ax.fill_between(t[dose].astype(float), t.low, t.high, color=f'C{i}', alpha=.18, lw=0)
         ends.append((t.value.iloc[-1], name, f'C{i}'))
-    low, high = ax.get_ylim()
-    y, gap = -np.inf, .08 * (high - low)
-    for value, name, colour in sorted(ends):  # spread the labels so that they never overlap
-        y = max(value, y + gap)
-        ax.annotate(name, (1.02, y), xycoords=('axes fraction', 'data'), color=colour, va='center')
+    labels = [(value, ax.annotate(name, (1.02, value), xycoords=('axes fraction', 'data'), color=colour, va='center')) for value, name, colour in sorted(ends)]
+    def spread(ax):  # so that they never overlap, also when an axis that is shared grows later
+        y, gap = -np.inf, .08 * abs(np.subtract(*ax.get_ylim()))
+        for value, label in labels: label.xy = 1.02, (y := max(value, y + gap))
+    spread(ax); ax.callbacks.connect('ylim_changed', spread)
     ax.axhline(1, color='.4', lw=.8, ls=':')
     ax.set(xlabel=dose, ylabel=ylabel, title=title, xticks=sorted(table[dose].unique()))
     return ax
@@ -70,9 +71,10 @@ def effect_plot(table: pd.DataFrame,  # as returned by `effects`: one row per ta
         t = table[[name, low, high]].to_numpy(float).T
         ax.errorbar(t[0], y + .2 * (i - 1), xerr=np.clip([t[0] - t[1], t[2] - t[0]], 0, None), fmt='sDo'[i], color=f'C{[2, 7, 3][i]}', ms=5, lw=1.2, label=label)
     ax.axvline(1, color='.4', lw=.8, ls=':')
-    ax.set(yticks=y, yticklabels=table.target, xlabel='accuracy relative to the unedited model', title=title, xlim=(-.05, None))
-    ax.invert_yaxis(); ax.grid(axis='y', visible=False)
-    ax.legend(loc='upper center', bbox_to_anchor=(.5, -.3 * 5 / (len(table) + 2)), ncols=3, frameon=False)
+    ax.set(yticks=y, yticklabels=table.target, xlabel='accuracy relative to the unedited model', title=title, xlim=(-.05, None), ylim=(len(table) - .5, -.5))
+    ax.grid(axis='y', visible=False)
+    below = ax.transAxes + ScaledTranslation(0, -.45, ax.figure.dpi_scale_trans)  # inches
+    ax.legend(loc='upper center', bbox_to_anchor=(.5, 0), bbox_transform=below, ncols=3, frameon=False)
     return ax
 
 # %% ../nbs/07_plots.ipynb #548d2eea

@@ -106,7 +106,7 @@ def matching_pursuit(h: Tensor,  # (d,) one signal
     support, coef, explained = [], [], []
     while len(support) < n_atoms and r.square().sum() > _TOL * total and norms.any():
         c = U @ r
-        p = _best(c.abs() if normalize else c.abs() * norms, norms).item()
+        p = _best(c.abs() if normalize else c.abs() * norms, (norms > 0).to(norms)).item()
         r = r - c[p] * U[p]
         support.append(p), coef.append((c[p] / norms[p]).item()), explained.append((1 - r.square().sum() / total).item())
     s = torch.tensor(support, dtype=torch.long, device=D.device)

@@ -6,6 +6,8 @@
 __all__ = ['HeadRanking', 'rank_heads', 'rank_by_logit_lens', 'random_heads', 'null_scores', 'stand_out', 'atlas']
 
 # %% ../nbs/04_ranking.ipynb #3386beb4
+import warnings
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .capture import HeadStats
-from .dictionary import Concept, Dictionary
+from .dictionary import Concept
 from .heads import Head, HeadModel, as_head_model
 from .pursuit import projection_score, somp_moments, somp_samples
 
@@ -43,7 +45,7 @@ class HeadRanking:
     def plot(self, **kwargs):
         "Heat map of the scores, layers by heads (see `plots.heatmap`)"
         from headpursuit.plots import heatmap
-        return heatmap(self.grid(), **{'title': self.concept, 'label': 'explained variance', **kwargs})
+        return heatmap(self.grid(), **{'title': self.concept, **(dict(label='mean logit', center=0) if self.rule == 'logit lens' else dict(label='explained variance')), **kwargs})
 
     def __len__(self) -> int: return len(self.table)
 
@@ -117,14 +119,22 @@ def rank_by_logit_lens(model: nn.Module | HeadModel, stats: HeadStats, concept: 
 def random_heads(model: nn.Module | HeadModel, chosen: Iterable[Head],
                  *, n_draws: int = 10,  # number of control sets (10 in the paper)
                  seed: int = 0) -> list[list[Head]]:
-    "Control sets: layer-matched to `chosen` and disjoint from it"
+    "Control sets: disjoint from `chosen`, as many heads in each layer; where a layer has too few left, the rest from the nearest layers"
     model, rng = as_head_model(model), np.random.default_rng(seed)
     chosen = [model.check_head(h) for h in chosen]
-    layers = pd.Series([h.layer for h in chosen]).value_counts().sort_index()
-    free = {l: [h for h in range(model.n_heads) if Head(l, h) not in chosen] for l in layers.index}
-    short = [l for l, n in layers.items() if n > len(free[l])]
-    if short: raise ValueError(f'layer {short[0]} has {model.n_heads} heads, {layers[short[0]]} of them chosen: too few are left for a disjoint control')
-    return [[Head(int(l), int(h)) for l, n in layers.items() for h in sorted(rng.choice(free[l], n, replace=False))] for _ in range(n_draws)]
+    layers, free = Counter(h.layer for h in chosen), [h for h in model.heads if h not in chosen]
+    if len(free) < len(chosen): raise ValueError(f'{len(chosen)} of {len(model.heads)} heads are chosen: too few are left for a disjoint control')
+    if short := [l for l, n in layers.items() if n > model.n_heads - n]: warnings.warn(
+        f'more than half of the heads of layer {short[0]} are chosen: the random control takes some from the nearest layers')
+    def draw() -> list[Head]:
+        out: list[Head] = []
+        for l, n in sorted(layers.items()):
+            left = [h for h in free if h not in out]
+            own = [h.head for h in left if h.layer == l]
+            if len(own) >= n: out += [Head(l, int(h)) for h in sorted(rng.choice(own, n, replace=False))]
+            else: out += sorted((left[i] for i in rng.permutation(len(left))), key=lambda h: abs(h.layer - l))[:n]
+        return out
+    return [draw() for _ in range(n_draws)]
 
 # %% ../nbs/04_ranking.ipynb #4731948a
 def null_scores(model: nn.Module | HeadModel, stats: HeadStats, concept: Concept,
@@ -133,19 +143,19 @@ def null_scores(model: nn.Module | HeadModel, stats: HeadStats, concept: Concept
                 seed: int = 0, **options,  # as for `rank_heads`
                 ) -> np.ndarray:  # (n_draws, layers, heads)
     "Scores of random token sets that match a concept in size and in the frequency of its tokens"
-    rng, own = np.random.default_rng(seed), set(concept.ids)
+    rng, own = np.random.default_rng(seed), [i for p in concept.pieces for i in p]
     order = np.lexsort((rng.random(len(counts)), counts))  # ties in random order
-    others = np.array([i for i in order if i not in own])
+    others = order[~np.isin(order, own)]
     if len(others) < max(nearest, len(own)): raise ValueError(f'{len(others)} tokens outside the concept are too few to draw random sets of {len(own)} from')
-    place = np.searchsorted(counts[others], counts[concept.ids])
+    first, last = (np.searchsorted(counts[others], counts[own], side) for side in ('left', 'right'))
     out = []
     for _ in range(n_draws):
-        drawn: list[int] = []
-        for i in rng.permutation(place):
-            low = np.clip(i - nearest // 2, 0, len(others) - nearest)
-            free = [j for j in others[low:low + nearest] if j not in drawn] or [j for j in others if j not in drawn]
-            drawn.append(int(rng.choice(free)))
-        out.append(rank_heads(model, stats, Concept('null', [[j] for j in drawn], [], concept.report), **options).grid())
+        drawn: list[int] = []  # places in `others`
+        for place in rng.integers(first, np.maximum(last, first + 1)):  # anywhere among tokens that are equally frequent
+            free = np.setdiff1d(np.arange(len(others)), drawn)
+            drawn.append(int(rng.choice(free[np.argsort(np.abs(free - place), kind='stable')[:nearest]])))
+        ids = iter(others[drawn].tolist())
+        out.append(rank_heads(model, stats, Concept('null', [[next(ids) for _ in p] for p in concept.pieces], [], concept.report), **options).grid())
     return np.stack(out)
 
 def stand_out(ranking: HeadRanking, null: np.ndarray,  # from `null_scores`

@@ -48,6 +48,7 @@ def load_model(preset: str, kind: str, # 'text' or 'vision'
     name = model_id or MODELS[kind]
     try: return HeadModel.from_pretrained(name, dtype=torch.bfloat16, device_map='auto')
     except OSError as e: raise _no_model(name, e, 'model_id') from e
+    except ImportError as e: raise ValueError(f'model {name!r} needs another library: {e}\nFor the video part of Qwen2.5-VL: pip install torchvision') from e
 
 def toxicity_classifier(classifier_id: str, # name on the hub or folder
                         ) -> Callable[[Sequence[str]], np.ndarray]: # 1 for a toxic text, else 0
@@ -57,7 +58,7 @@ def toxicity_classifier(classifier_id: str, # name on the hub or folder
     except OSError as e: raise _no_model(classifier_id, e, 'classifier_id') from e
     if not any(l.lower().startswith('toxic') for l in judge.model.config.id2label.values()): raise ValueError(
         f"classifier {classifier_id!r} has no label that begins with 'toxic': it has {', '.join(judge.model.config.id2label.values())}")
-    return lambda texts: np.array([r['label'].lower().startswith('toxic') for r in judge(list(texts), batch_size=32)], float)
+    return lambda texts: np.array([r['label'].lower().startswith('toxic') and r['score'] > .5 for r in judge(list(texts), batch_size=32)], float)
 
 # %% ../nbs/12_sources.ipynb #c933ba78
 @dataclass(frozen=True)
@@ -70,9 +71,9 @@ class Source:
     test: str = 'test'
 
 SOURCES = dict(
-    triviaqa=Source('mandarjoshi/trivia_qa', ('question', 'answer'), 'rc.nocontext', test='validation'),
+    triviaqa=Source('mandarjoshi/trivia_qa', ('question_id', 'question', 'answer'), 'rc.nocontext', test='validation'),
     rtp=Source('allenai/real-toxicity-prompts', ('prompt',), test='train'),
-    tet=Source('convoicon/Thoroughly_Engineered_Toxicity', ('prompt',), test='train'),
+    tet=Source('convoicon/Thoroughly_Engineered_Toxicity', ('query',), test='train'),
     flickr30k=Source('lmms-lab/flickr30k', ('image', 'caption'), train='test'),
     mnist=Source('ylecun/mnist', ('image', 'label')), svhn=Source('ufldl-stanford/svhn', ('image', 'label'), 'cropped_digits'),
     eurosat=Source('tanganke/eurosat', ('image', 'label')), resisc45=Source('tanganke/resisc45', ('image', 'label')),
@@ -125,7 +126,8 @@ QA_PROMPT = 'Answer the following question in 1-3 words only. Do not provide any
 def triviaqa_questions(part: str, n: int | None = None, seed: int = 0, folder: str | Path | None = None) -> pd.DataFrame:  # prompt, answer (list), concept
     "TriviaQA with the paper's prompt, split into country answers and others"
     countries = {c.lower() for c in builtin_concepts()['countries']}
-    data = _some(load_source('triviaqa', part, folder), n, seed)
+    data = load_source('triviaqa', part, folder)
+    data = _some(data.select(pd.Series(data['question_id']).drop_duplicates().index), n, seed)  # a question occurs once for each place where its answer was found
     rows = [(QA_PROMPT.format(r['question']), sorted({r['answer']['value'], *r['answer']['aliases']}),
              'countries' if r['answer']['value'].lower() in countries else 'other') for r in data]
     return pd.DataFrame(rows, columns=['prompt', 'answer', 'concept'])
@@ -152,8 +154,9 @@ def toxicity(preset: str, name: str = 'rtp', # 'rtp' or 'tet'; of no account in 
     neutral = neutral_text(64, seed)['text'][:]
     if check_preset(preset) == 'paper':
         def prompts(part, n):
-            data = _some(_part(load_source(name, part, folder), SOURCES[name], part, 'prompt'), n, seed)
-            return [RTP_PROMPT.format(p['text']) if isinstance(p, dict) else p for p in data['prompt']]
+            column, = SOURCES[name].columns
+            data = _some(_part(load_source(name, part, folder), SOURCES[name], part, column), n, seed)
+            return [RTP_PROMPT.format(p['text']) if isinstance(p, dict) else p for p in data[column]]
         test = prompts('test', n_test)
         return Material(prompts('train', n_train), pd.DataFrame(dict(prompt=test, concept='insults')), dict(insults=list(words or builtin_concepts()['insults'])), neutral)
     get = lambda split, n: [f'{p} Someone cried' for p in reading_stories(split, n, seed, about='insults')['prompt']]

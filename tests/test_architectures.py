@@ -4,8 +4,9 @@ import copy
 import pytest
 import tiny
 import torch
+import transformers as tf
 from accelerate import disk_offload
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from headpursuit.capture import capture, head_samples
 from headpursuit.dictionary import Concept
@@ -176,3 +177,34 @@ def test_unknown_family_says_what_was_looked_for():
 def test_folded_dictionary_handles_a_narrow_embedding():
     model, _ = load('opt')  # word_embed_proj_dim 16, width 32
     assert model.dictionary().atoms.shape == (len(tiny.TOK), 32)
+
+
+def test_atoms_of_a_tokenizer_with_byte_tokens_are_the_ones_that_are_written():
+    tok = tiny.llama_tokenizer()
+    digits = Concept.from_words('digits', list('0123456789'), tok, case=False, plural=False)
+    names = tok.convert_ids_to_tokens(digits.ids)
+    assert {n.strip('▁') for n in names} == set('0123456789') and tok.decode(tok.convert_tokens_to_ids(['<0x37>'])) == '7'
+    sky = Concept.from_words('sky', ['sky'], tok, case=False, plural=False)
+    assert set(tok.convert_ids_to_tokens(sky.ids)) == {'▁sky', 'sky'}
+    cut = Concept.from_words('cut', ['mauve'], tok, multi='pieces')
+    assert '▁' not in tok.convert_ids_to_tokens(cut.ids) and len(cut) > 1
+
+
+def test_an_adapter_has_to_be_merged_first():
+    lm = get_peft_model(tiny.text_model('llama'), LoraConfig(target_modules=['o_proj'], init_lora_weights=False)).eval()
+    with pytest.raises(ValueError, match='merge_and_unload'): HeadModel(lm.base_model.model)
+    assert HeadModel(lm.merge_and_unload()).n_heads == 4
+
+
+@pytest.mark.parametrize('config', [tf.CohereConfig(**tiny.TEXT), tf.NemotronConfig(**tiny.TEXT), tf.OlmoConfig(**tiny.TEXT)])
+def test_folding_works_for_every_kind_of_final_norm(config):
+    "The folded dictionary gives the model's own logits, up to one factor for each token and what does not depend on the input"
+    torch.manual_seed(0)
+    model, seen = HeadModel(tiny.randomise(tf.AutoModelForCausalLM.from_config(config)).eval(), tiny.TOK), []
+    handle = model.final_norm.register_forward_pre_hook(lambda m, a: seen.append(a[0]))
+    found = logits(model.model, tiny.TOK(TEXTS[0], return_tensors='pt', return_token_type_ids=False))
+    handle.remove()
+    bias = getattr(model.final_norm, 'bias', None)
+    if bias is not None: found = found - model.model.get_output_embeddings().weight @ bias
+    ours = seen[0] @ model.dictionary(fold_norm=True).atoms.T
+    torch.testing.assert_close(torch.cosine_similarity(found, ours, dim=-1), torch.ones(found.shape[:2]), atol=1e-4, rtol=0)

@@ -44,7 +44,7 @@ def write_data(folder):
     def toxic(i): return dict(text=f'He said number {i}', toxicity=.1 * (i % 9), profanity=.1)
     data = dict(triviaqa=DatasetDict(train=trivia(12), validation=trivia(8)),
                 rtp=DatasetDict(train=Dataset.from_list([dict(filename='x.txt', begin=i, end=i + 9, challenging=False, prompt=toxic(i), continuation=toxic(i + 1)) for i in range(24)])),
-                tet=DatasetDict(train=Dataset.from_list([dict(prompt=f'Tell me a joke about {i}') for i in range(24)])),
+                tet=DatasetDict(train=Dataset.from_list([dict(conversation_id=f'c{i}', metrics=dict(TOXICITY=.5), query=f'Tell me a joke about {i}') for i in range(24)])),
                 flickr30k=DatasetDict(test=pictures(16, caption=(List(Value('string')), lambda i: [f'A dog on grass {i}', 'Two red dogs', 'The sky']),
                                                     sentids=(List(Value('string')), lambda i: [str(i)]), img_id=(Value('string'), str), filename=(Value('string'), lambda i: f'{i}.jpg'))))
     for name, names in CLASSES.items():

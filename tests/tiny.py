@@ -1,8 +1,10 @@
 "Tiny randomly initialised models of every supported family: same classes as the real ones, no download"
+import json
+
 import torch
 import transformers as tf
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 SPECIAL = ['<unk>', '<s>', '</s>', '<pad>', '<image>', '<|vision_start|>', '<|vision_end|>', '<|image_pad|>', '<|video_pad|>',
            '<start_of_image>', '<end_of_image>', '<image_soft_token>', '<fake_token_around_image>', '<global-img>', '<end_of_utterance>']
@@ -17,6 +19,20 @@ def tokenizer(padding_side='right'):
     return tf.PreTrainedTokenizerFast(tokenizer_object=t, unk_token='<unk>', bos_token='<s>', eos_token='</s>', pad_token='<pad>',
                                       padding_side=padding_side, extra_special_tokens=dict(
         image_token='<image>', boi_token='<start_of_image>', eoi_token='<end_of_image>'))
+
+
+def llama_tokenizer():
+    "Like that of Llama 2 and Mistral: bytes as a way out, and a space before every text"
+    learned = Tokenizer(models.BPE())
+    learned.pre_tokenizer = pre_tokenizers.Metaspace()
+    learned.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=200, show_progress=False))
+    learned = json.loads(learned.to_str())['model']
+    bytes_first = ['<unk>', '<s>', '</s>', *(f'<0x{i:02X}>' for i in range(256))]
+    vocabulary = {t: i for i, t in enumerate([*bytes_first, *learned['vocab']])}
+    t = Tokenizer(models.BPE(vocabulary, [tuple(m) for m in learned['merges']], byte_fallback=True, fuse_unk=True, unk_token='<unk>'))
+    t.normalizer = normalizers.Sequence([normalizers.Prepend('▁'), normalizers.Replace(' ', '▁')])
+    t.decoder = decoders.Sequence([decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(' ', 1, 0)])
+    return tf.PreTrainedTokenizerFast(tokenizer_object=t, unk_token='<unk>', bos_token='<s>', eos_token='</s>')
 
 
 TOK = tokenizer()
