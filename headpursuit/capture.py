@@ -167,7 +167,7 @@ def _batches(model: HeadModel, inputs: Iterable, batch_size: int) -> Iterator[Ma
     while chunk := list(islice(inputs, batch_size)): yield model.encode(chunk, padding_side='right')
 
 def _fingerprint(batch: Mapping[str, Tensor]) -> str:
-    "Sum of the SHA-256 of each sample's tokens (and of the batch's images), so that neither order nor padding matters"
+    "Sum of the SHA-256 of each sample's tokens (and of the images as they were prepared), so that neither order nor padding of tokens matters"
     ids = batch['input_ids'].cpu()
     mask = batch['attention_mask'].cpu().bool() if 'attention_mask' in batch else torch.ones_like(ids, dtype=torch.bool)
     texts = [i[m].numpy().tobytes() for i, m in zip(ids, mask)]

@@ -135,7 +135,7 @@ class HeadModel:
         embedding = self.model.get_input_embeddings()
         return torch.device(embedding._hf_hook.execution_device) if embedding.weight.is_meta else embedding.weight.device
 
-    @cached_property
+    @property
     def exact_device(self) -> torch.device:
         "Where double precision is to be had: the model's device, or the CPU beside one that has none, such as Apple's GPUs"
         try: return torch.ones(1, device=self.device).double().device
@@ -257,11 +257,11 @@ def encode(self: HeadModel, samples: Sequence[str | dict],  # texts, or dicts wi
     tok = self.tokenizer
     if tok.pad_token_id is None: tok.pad_token = tok.eos_token
     texts = [s if isinstance(s, str) else s['text'] for s in samples]
-    images = [s['image'] for s in samples if not isinstance(s, str) and s.get('image') is not None]
+    images = [[s['image']] if not isinstance(s, str) and s.get('image') is not None else [] for s in samples]
     side = dict(padding_side=padding_side) if padding_side else {}
-    if images: batch = self.processor(text=texts, images=[[i] for i in images], padding=True, return_tensors='pt', **side)
+    if any(images): batch = self.processor(text=texts, images=images, padding=True, return_tensors='pt', **side)
     else: batch = tok(texts, padding=True, return_tensors='pt', **side)
-    if 'token_type_ids' in batch and not images: batch.pop('token_type_ids')
+    if 'token_type_ids' in batch and not any(images): batch.pop('token_type_ids')
     return {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 # %% ../nbs/02_heads.ipynb #8e55b310

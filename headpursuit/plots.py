@@ -51,10 +51,10 @@ def dose_response(table: pd.DataFrame,  # columns `dose`, series, value, low, hi
         ax.plot(t[dose], t.value, marker='os^Dv'[i % 5], color=f'C{i}')
         ax.fill_between(t[dose].astype(float), t.low, t.high, color=f'C{i}', alpha=.18, lw=0)
         ends.append((t.value.iloc[-1], name, f'C{i}'))
-    labels = [(value, ax.annotate(name, (1.02, value), xycoords=('axes fraction', 'data'), color=colour, va='center')) for value, name, colour in sorted(ends)]
+    labels = [(value, ax.text(1.02, value, name, transform=ax.get_yaxis_transform(), color=colour, va='center')) for value, name, colour in sorted(ends)]
     def spread(ax):  # so that they never overlap, also when an axis that is shared grows later
         y, gap = -np.inf, .08 * abs(np.subtract(*ax.get_ylim()))
-        for value, label in labels: label.xy = 1.02, (y := max(value, y + gap))
+        for value, label in labels: label.set_y(y := max(value, y + gap))
     spread(ax); ax.callbacks.connect('ylim_changed', spread)
     ax.axhline(1, color='.4', lw=.8, ls=':')
     ax.set(xlabel=dose, ylabel=ylabel, title=title, xticks=sorted(table[dose].unique()))

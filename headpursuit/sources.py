@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import ClassLabel, Dataset, load_dataset, load_from_disk
 
 from .dictionary import builtin_concepts
 from .experiments import pocket_path

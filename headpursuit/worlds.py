@@ -9,7 +9,6 @@ __all__ = ['NAMES', 'FACTS', 'STATEMENTS', 'STORIES', 'NEUTRAL', 'reading_words'
 # %% ../nbs/pocket/00_reading_world.ipynb #56b1a7f9
 import hashlib
 import random
-from collections.abc import Iterator
 
 from datasets import Dataset
 

@@ -100,6 +100,9 @@ def test_images_pass_through_the_processor(family):
     alone = sum(capture(model, [s], progress=False) for s in samples)
     torch.testing.assert_close(stats.mean, alone.mean, atol=1e-5, rtol=1e-4)
     assert stats.prompt_hash == alone.prompt_hash
+    mixed = capture(model, [samples[0], 'Grass', samples[2]], positions='prompt', progress=False)  # with and without a picture
+    apart = sum(capture(model, [s], positions='prompt', progress=False) for s in (samples[0], 'Grass', samples[2]))
+    torch.testing.assert_close(mixed.mean, apart.mean, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize('family', FAMILIES)
