@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SHAPES', 'Measured', 'measure', 'finish', 'Machine', 'machine', 'Shape', 'shrunk', 'random_model', 'stand_in',
            'literal', 'row', 'bench_scoring', 'bench_atlas', 'plain_loop', 'bench_one_head', 'bench_one_signal',
-           'paired', 'measure_seconds', 'bench_overheads', 'bench_capture', 'precision_errors', 'bench_constant_memory',
-           'run_benchmarks']
+           'paired', 'measure_seconds', 'forward_and_capture', 'bench_overheads', 'bench_capture', 'precision_errors',
+           'bench_constant_memory', 'run_benchmarks']
 
 # %% ../nbs/bench/00_speed.ipynb #00b15ae8
 import threading
@@ -223,21 +223,25 @@ def measure_seconds(f: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 # %% ../nbs/bench/00_speed.ipynb #2769f1f3
+def forward_and_capture(model: HeadModel, batches: list[dict]) -> tuple[Callable[[], object], Callable[[], object]]:
+    "A plain forward pass over the batches, and their capture"
+    def forward():
+        for b in batches: model.model.base_model(**b, use_cache=False)
+    return forward, lambda: capture(model, batches, progress=False)
+
 @torch.no_grad()
 def bench_overheads(*, prompts: int = 256, pairs: int = 15, seed: int = 0) -> pd.DataFrame:
     "Capture against a plain forward pass, edits against plain generation, on the embedded language model"
     model, edited = (HeadModel.from_pretrained(pocket_path()) for _ in range(2))
     texts = reading_questions('train', -(-prompts // 8), seed=seed)['prompt'][:prompts]
     batches = [model.encode(texts[i:i + 64], padding_side='right') for i in range(0, len(texts), 64)]
-    backbone, edit = model.model.base_model, HeadEdit(['0.1', '1.2', '2.3'], -1)
+    edit = HeadEdit(['0.1', '1.2', '2.3'], -1)
     edit.merge(edited)
     prompt = model.encode(texts[:64], padding_side='left')
-    def forward():
-        for b in batches: backbone(**b, use_cache=False)
     def write(m): return m.model.generate(**prompt, min_new_tokens=32, max_new_tokens=32, do_sample=False)
     def hooked():
         with edit.applied(model): write(model)
-    cases = {'capture / forward pass': (forward, lambda: capture(model, batches, progress=False)),
+    cases = {'capture / forward pass': forward_and_capture(model, batches),
              'edit by hook / generation': (lambda: write(model), hooked), 'edit by merge / generation': (lambda: write(model), lambda: write(edited))}
     return pd.DataFrame([(name, *paired(a, b, pairs)) for name, (a, b) in cases.items()], columns=['what', 'ratio', 'low', 'high'])
 
@@ -248,11 +252,9 @@ def bench_capture(shape: Shape, on: Machine, *, pairs: int = 7, seed: int = 0) -
     small = on.device.type == 'cpu'
     if small: shape = replace(shrunk(shape, .125), layers=8)
     model = random_model(shape, shape.layers, on.device, seed, num_key_value_heads=shape.heads // 4, intermediate_size=7 * shape.d // 2)
-    backbone = model.model.to(torch.float32 if small else torch.bfloat16).base_model
+    model.model.to(torch.float32 if small else torch.bfloat16)
     batches = [dict(input_ids=ids.to(on.device)) for ids in torch.randint(3, shape.v, (2, *((8, 128) if small else (64, 256))))]
-    def forward():
-        for b in batches: backbone(**b, use_cache=False)
-    ratio = paired(forward, lambda: capture(model, batches, progress=False), pairs)
+    ratio = paired(*forward_and_capture(model, batches), pairs)
     return pd.DataFrame([(f'capture / forward pass, width {shape.d}, {batches[0]["input_ids"].numel():,} tokens', *ratio)], columns=['what', 'ratio', 'low', 'high'])
 
 # %% ../nbs/bench/00_speed.ipynb #2ed56e01

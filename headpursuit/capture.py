@@ -122,12 +122,6 @@ def load(cls: HeadStats, path: str | os.PathLike) -> HeadStats:
     return cls(int(meta['count']), tensors['mean'], tensors['scatter'], samples=tensors.get('samples'), **fields)
 
 # %% ../nbs/03_capture.ipynb #65d0f5af
-def _special_ids(model: HeadModel) -> list[int]:
-    "Tokens that are not text: image tokens, and all that the tokenizer calls special, also those without a role such as a chat template's marks"
-    ids = {model.image_token_id} - {None}
-    if model.processor is not None: ids |= {*model.tokenizer.all_special_ids, *(i for i, t in model.tokenizer.added_tokens_decoder.items() if t.special)}
-    return sorted(ids)
-
 def rule_name(positions: str | Callable | None) -> str | None:
     "The name under which a position rule is stored; of a lambda, with a fingerprint of its code"
     if positions is None or isinstance(positions, str): return positions
@@ -146,7 +140,7 @@ def position_mask(model: HeadModel, batch: Mapping[str, Tensor], positions: str 
         if model.image_token_id is None: raise ValueError("positions='image' needs a vision-language model: this one has no image token in its config")
         mask = (ids == model.image_token_id) & attended
     elif positions in ('prompt', 'all'):
-        mask = attended & ~torch.isin(ids, torch.tensor(_special_ids(model), dtype=ids.dtype, device=ids.device))
+        mask = attended & ~torch.isin(ids, torch.tensor(model.special_ids, dtype=ids.dtype, device=ids.device))
     else: raise ValueError(f"unknown positions {positions!r}: use 'prompt', 'image', 'last', 'all' or a function")
     empty = (~mask.any(1)).nonzero().flatten().tolist()
     if empty: raise ValueError(f'prompt {empty[0]} of a batch has no tokens under positions={positions!r}: is it empty, or without an image?')
@@ -215,7 +209,8 @@ def capture(model: nn.Module | HeadModel,
             new = stats_of(z.to(model.exact_device), rule_name(rule), prompt_hash=_fingerprint(batch), **source)
             if stats is None: stats = new
             else: stats += new
-            if samples: kept.append(z.half().cpu())
-            if samples and kept[-1].isinf().any(): raise ValueError('some z are too large for the half precision in which samples are kept: use samples=False and the energy rule')
+            if samples:
+                kept.append(z.half().cpu())
+                if kept[-1].isinf().any(): raise ValueError('some z are too large for the half precision in which samples are kept: use samples=False and the energy rule')
             bar.update(len(batch['input_ids']))
     return replace(stats, mean=stats.mean.cpu(), scatter=stats.scatter.cpu(), samples=torch.cat(kept) if samples else None)

@@ -53,12 +53,15 @@ class Dictionary:
         return pd.Series(top.values.tolist(), [self.names[i] for i in top.indices.tolist()], name='logit')
 
 # %% ../nbs/01_dictionary.ipynb #95caf8e4
+def _plural(word: str) -> str:
+    "The regular plural"
+    if word.endswith('y') and word[-2:-1] not in 'aeiou': return word[:-1] + 'ies'
+    return word + ('es' if word.endswith(('s', 'x', 'z', 'ch', 'sh')) else 's')
+
 def _variants(word: str, case: bool, plural: bool, space: bool) -> list[str]:
     "The spellings under which a word can occur, the plain word first"
     forms = [word]
-    if plural and word.isalpha():
-        end = 'es' if word.endswith(('s', 'x', 'z', 'ch', 'sh')) else 's'
-        forms.append(word[:-1] + 'ies' if word.endswith('y') and word[-2:-1] not in 'aeiou' else word + end)
+    if plural and word.isalpha(): forms.append(_plural(word))
     if case: forms = [v for f in forms for v in (f, f[:1].upper() + f[1:], f[:1].lower() + f[1:])]
     if space: forms = [v for f in forms for v in (' ' + f, f)]
     return list(dict.fromkeys(forms))
@@ -136,7 +139,8 @@ class Concept:
         tokenizer = getattr(tokenizer, 'tokenizer', tokenizer)
         rows = [(w, w, [i], True, 'piece') for w in dict.fromkeys(words) for i in tokenizer(w, add_special_tokens=False).input_ids if i != tokenizer.unk_token_id]
         if not rows: raise ValueError(f'concept {name!r} has no tokens: none of its {len(words)} words is known to the tokenizer')
-        return cls(name, [list(p) for p in dict.fromkeys(tuple(r[2]) for r in rows)], list(dict.fromkeys(words)), pd.DataFrame(rows, columns=['word', 'variant', 'ids', 'kept', 'reason']))
+        report = pd.DataFrame(rows, columns=['word', 'variant', 'ids', 'kept', 'reason'])
+        return cls(name, [[i] for i in dict.fromkeys(report.ids.str[0].tolist())], list(dict.fromkeys(words)), report)
 
     @classmethod
     def builtin(cls, name: str, tokenizer, **options) -> 'Concept':

@@ -222,11 +222,11 @@ def off_target(model: nn.Module | HeadModel,
 def side_effects(model: nn.Module | HeadModel,
                  texts: Sequence[str | dict] | Mapping[str, Sequence[str | dict]],  # the same for all edits, or some for each
                  edits: Mapping[str, HeadEdit],
-                 *, batch_size: int = 8) -> pd.DataFrame:  # columns edit, KL, perplexity_before, perplexity_after
+                 ) -> pd.DataFrame:  # columns edit, KL, perplexity_before, perplexity_after
     "`off_target` of several edits, one row each"
     rows = []
     for name, edit in edits.items():
-        o = off_target(model, texts[name] if isinstance(texts, Mapping) else texts, edit, batch_size=batch_size)
+        o = off_target(model, texts[name] if isinstance(texts, Mapping) else texts, edit)
         rows.append(dict(edit=name, KL=o.kl.mean(), perplexity_before=np.exp(o.loss_before.mean()), perplexity_after=np.exp(o.loss_after.mean())))
     return pd.DataFrame(rows)
 

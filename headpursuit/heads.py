@@ -82,14 +82,12 @@ def _post_norm(layer: nn.Module) -> nn.Module | None:
     return _child(layer, _POST_NORM) if post else None
 
 @torch.no_grad()
-def _gain(norm: nn.Module, d: int) -> tuple[Tensor, bool]:  # (d,); whether the norm takes out the mean
+def _gain(norm: nn.Module, d: int) -> tuple[Tensor, Tensor]:  # (d,) gain; (d,) what is left of ones, nothing if the norm takes out the mean
     "The elementwise gain of a norm"
     with align_module_device(norm):
-        like = next(norm.parameters(), torch.empty(0))
-        x = like.new_ones(1, d); x[:, 1::2] = -1
-        bias = norm.forward(torch.zeros_like(x))  # .forward, so that no hook sees the probe
-        gain = ((norm.forward(x) - bias) * x)[0]  # mean 0 and rms 1: nothing else happens to it
-        return gain, bool((norm.forward(x.abs()) - bias).abs().max() < .01 * gain.abs().max())
+        signs = next(norm.parameters(), torch.empty(0)).new_ones(d); signs[1::2] = -1  # mean 0 and rms 1: only the gain acts on it
+        bias, signed, level = norm.forward(torch.stack([torch.zeros_like(signs), signs, signs.abs()]))  # .forward, so that no hook sees the probe
+        return (signed - bias) * signs, level - bias
 
 # %% ../nbs/02_heads.ipynb #f74b67da
 class HeadModel:
@@ -159,6 +157,13 @@ class HeadModel:
         c = self.model.config
         return next((i for n in ('image_token_id', 'image_token_index') if (i := getattr(c, n, None)) is not None), None)
 
+    @cached_property
+    def special_ids(self) -> list[int]:
+        "Tokens that are not text: image tokens, and all that the tokenizer calls special, also those without a role such as a chat template's marks; read once"
+        ids = {self.image_token_id} - {None}
+        if self.processor is not None: ids |= {*self.tokenizer.all_special_ids, *(i for i, t in self.tokenizer.added_tokens_decoder.items() if t.special)}
+        return sorted(ids)
+
     def __repr__(self) -> str:
         return (f'HeadModel({type(self.model).__name__}: {self.n_layers} layers x {self.n_heads} heads of size {self.head_dim}, '
                 f'width {self.d_model})')
@@ -226,9 +231,9 @@ def dictionary(self: HeadModel, *, fold_norm: bool = False,  # multiply the fina
     if self.project_out is not None: D = D @ _weight(self.project_out).to(D)
     if fold_norm:
         if self.final_norm is None: raise ValueError(f'{type(self.model).__name__} has no final norm to fold: looked for {"/".join(_FINAL_NORM)}')
-        gain, centres = _gain(self.final_norm, self.d_model)
+        gain, level = _gain(self.final_norm, self.d_model)
         D = D * gain.to(D)
-        if centres: D = D - D.mean(-1, keepdim=True)
+        if level.abs().max() < .01 * gain.abs().max(): D = D - D.mean(-1, keepdim=True)
     return Dictionary(D, self.token_names)
 
 # %% ../nbs/02_heads.ipynb #7ca51d7f

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from scipy.stats import bootstrap
 
+from .dictionary import _plural
+
 # %% ../nbs/06_metrics.ipynb #65f8ee54
 def normalize_answer(text: str) -> str:
     "Text as SQuAD compares it: lower case, without punctuation and articles"
@@ -38,7 +40,7 @@ def _whole_words(words: Iterable[str]) -> re.Pattern:
     "A pattern for any of the words, or its plural, as a whole word of lower-case text"
     words = {w.lower() for w in words}
     if not words: raise ValueError('no words to count')
-    words = sorted(words | {w[:-1] + 'ies' for w in words if w.endswith('y') and w[-2:-1] not in 'aeiou'}, key=len, reverse=True)
+    words = sorted(words | {p for w in words if (p := _plural(w)) == w[:-1] + 'ies'}, key=len, reverse=True)
     return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, words))})(?:s|es)?(?!\w)")
 
 def concept_counts(texts: Sequence[str], words: Iterable[str]) -> np.ndarray:  # (n_texts,) int

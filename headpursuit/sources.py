@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'SOURCES', 'QA_PROMPT', 'RTP_PROMPT', 'IMAGE_MARKS', 'CLASSIFICATION_PROMPT', 'CAPTION_PROMPTS',
-           'check_preset', 'load_model', 'toxicity_classifier', 'Source', 'load_source', 'Material',
+           'check_preset', 'load_model', 'batch_option', 'toxicity_classifier', 'Source', 'load_source', 'Material',
            'triviaqa_questions', 'question_answering', 'toxicity', 'model_family', 'labelled_pictures',
            'image_classification', 'captioning', 'published', 'beside_published']
 
@@ -49,6 +49,13 @@ def load_model(preset: str, kind: str, # 'text' or 'vision'
     try: return HeadModel.from_pretrained(name, dtype=torch.bfloat16, device_map='auto')
     except OSError as e: raise _no_model(name, e, 'model_id') from e
     except ImportError as e: raise ValueError(f'model {name!r} needs another library: {e}\nFor the video part of Qwen2.5-VL: pip install torchvision') from e
+
+def batch_option(preset: str, kind: str, # 'text' or 'vision'
+                 batch_size: int | None = None, # prompts at once; default by preset
+                 ) -> dict[str, int]:
+    "The batch size as an option for `capture`, `generate` and what calls them; none in the pocket, where theirs are right"
+    if batch_size: return dict(batch_size=batch_size)
+    return {} if check_preset(preset) == 'pocket' else dict(batch_size=dict(text=32, vision=8)[kind])
 
 def toxicity_classifier(classifier_id: str, # name on the hub or folder
                         ) -> Callable[[Sequence[str]], np.ndarray]: # 1 for a toxic text, else 0
