@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument('--seed', type=int, default=0)
     p.add_argument('--out', default='headpursuit-demo', help='folder for the figure and the tables')
     p = command('bench', 'speed against the literal algorithm and other references')
-    p.add_argument('--scale', type=float, default=.1, help='widths and vocabulary relative to Mistral-7B; 1 takes half an hour and 8 GB')
+    p.add_argument('--scale', type=float, default=.1, help='widths and vocabulary relative to Mistral-7B; 1 takes ten minutes on two cores and 8 GB')
     p.add_argument('--device', choices=('cpu', 'cuda'), default='cpu', help='where to measure; on a GPU all layers run, and capture beside a whole model')
     p.add_argument('--seed', type=int, default=0)
     p.add_argument('--out', help='folder for the tables')

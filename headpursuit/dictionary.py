@@ -58,6 +58,9 @@ def _plural(word: str) -> str:
     if word.endswith('y') and word[-2:-1] not in 'aeiou': return word[:-1] + 'ies'
     return word + ('es' if word.endswith(('s', 'x', 'z', 'ch', 'sh')) else 's')
 
+def _check_words(words) -> None:
+    if isinstance(words, str): raise TypeError(f'words must be a list of words, got the string {words!r}')
+
 def _variants(word: str, case: bool, plural: bool, space: bool) -> list[str]:
     "The spellings under which a word can occur, the plain word first"
     forms = [word]
@@ -105,7 +108,7 @@ class Concept:
                    multi: str = 'drop',  # words that are more than one token: 'drop', 'word' or 'pieces'
                    ) -> 'Concept':
         "The atoms that stand for `words` in a tokenizer's vocabulary"
-        if isinstance(words, str): raise TypeError(f'words must be a list of words, got the string {words!r}')
+        _check_words(words)
         if multi not in ('drop', 'word', 'pieces'): raise ValueError(f"multi must be 'drop', 'word' or 'pieces', got {multi!r}")
         tokenizer = getattr(tokenizer, 'tokenizer', tokenizer)
         vocabulary = {s: i for i, s in reversed(list(enumerate(token_strings(tokenizer))))}
@@ -136,6 +139,7 @@ class Concept:
                     tokenizer,  # a transformers tokenizer, or a processor that has one
                     ) -> 'Concept':
         "Every token into which the tokenizer cuts the words as they stand, fragments included: the rule of the paper's authors"
+        _check_words(words)
         tokenizer = getattr(tokenizer, 'tokenizer', tokenizer)
         rows = [(w, w, [i], True, 'piece') for w in dict.fromkeys(words) for i in tokenizer(w, add_special_tokens=False).input_ids if i != tokenizer.unk_token_id]
         if not rows: raise ValueError(f'concept {name!r} has no tokens: none of its {len(words)} words is known to the tokenizer')

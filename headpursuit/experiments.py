@@ -90,12 +90,14 @@ def remember(folder: str | Path | None, name: str, compute: Callable[[], pd.Data
     return pd.read_parquet(file)
 
 # %% ../nbs/08_experiments.ipynb #e580d39e
-def select_heads(model: HeadModel, stats: HeadStats, concept: Concept, k: int, n_draws: int = 10, seed: int = 0,
-                 ) -> list[tuple[str, int, list[Head]]]:  # selection, draw, heads
+def select_heads(model: HeadModel, stats: HeadStats, concept: Concept, k: int,
+                 n_draws: int = 10,  # random sets; 0: SOMP's heads alone, compared with nothing
+                 seed: int = 0) -> list[tuple[str, int, list[Head]]]:  # selection, draw, heads
     "The sets of `k` heads that an experiment compares: SOMP's, the logit lens's, and random ones matched to SOMP's layers"
-    chosen, lens = rank_heads(model, stats, concept).top(k), rank_by_logit_lens(model, stats, concept).top(k)
-    controls = random_heads(model, chosen, n_draws=n_draws, seed=seed) if n_draws else []  # without draws, any number of heads may be chosen
-    return [('SOMP', 0, chosen), ('logit lens', 0, lens)] + [('random', i, h) for i, h in enumerate(controls)]
+    chosen = rank_heads(model, stats, concept).top(k)
+    if not n_draws: return [('SOMP', 0, chosen)]
+    controls = random_heads(model, chosen, n_draws=n_draws, seed=seed)
+    return [('SOMP', 0, chosen), ('logit lens', 0, rank_by_logit_lens(model, stats, concept).top(k))] + [('random', i, h) for i, h in enumerate(controls)]
 
 # %% ../nbs/08_experiments.ipynb #6ecd6684
 def flip_heads(model: nn.Module | HeadModel,
@@ -222,11 +224,12 @@ def off_target(model: nn.Module | HeadModel,
 def side_effects(model: nn.Module | HeadModel,
                  texts: Sequence[str | dict] | Mapping[str, Sequence[str | dict]],  # the same for all edits, or some for each
                  edits: Mapping[str, HeadEdit],
+                 **options,  # as for `off_target`
                  ) -> pd.DataFrame:  # columns edit, KL, perplexity_before, perplexity_after
     "`off_target` of several edits, one row each"
     rows = []
     for name, edit in edits.items():
-        o = off_target(model, texts[name] if isinstance(texts, Mapping) else texts, edit)
+        o = off_target(model, texts[name] if isinstance(texts, Mapping) else texts, edit, **options)
         rows.append(dict(edit=name, KL=o.kl.mean(), perplexity_before=np.exp(o.loss_before.mean()), perplexity_after=np.exp(o.loss_after.mean())))
     return pd.DataFrame(rows)
 
