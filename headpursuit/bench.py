@@ -97,7 +97,7 @@ class Shape:
     k: int  # head size
     v: int  # vocabulary
 
-SHAPES = {s.name: s for s in (Shape('pocket', 4, 32, 128, 8, 1456), Shape('Mistral-7B', 32, 32, 4096, 128, 32_000),
+SHAPES = {s.name: s for s in (Shape('pocket', 4, 32, 128, 8, 1451), Shape('Mistral-7B', 32, 32, 4096, 128, 32_000),
                               Shape('Llama-3-70B', 80, 64, 8192, 128, 128_256), Shape('Llama-3-405B', 126, 128, 16_384, 128, 128_256))}
 
 def shrunk(shape: Shape, scale: float) -> Shape:

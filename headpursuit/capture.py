@@ -15,6 +15,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 import torch
+from datasets.fingerprint import Hasher
 from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -123,10 +124,9 @@ def load(cls: HeadStats, path: str | os.PathLike) -> HeadStats:
 
 # %% ../nbs/03_capture.ipynb #65d0f5af
 def rule_name(positions: str | Callable | None) -> str | None:
-    "The name under which a position rule is stored; of a lambda, with a fingerprint of its code"
+    "The name under which a position rule is stored; of a function, with a fingerprint of its code and of what it refers to"
     if positions is None or isinstance(positions, str): return positions
-    name, code = getattr(positions, '__name__', type(positions).__name__), getattr(positions, '__code__', None)
-    return f'{name} {hashlib.sha256(code.co_code + repr(code.co_consts).encode()).hexdigest()[:8]}' if name == '<lambda>' else name
+    return f"{getattr(positions, '__name__', type(positions).__name__)} {Hasher.hash(positions)[:8]}"
 
 def position_mask(model: HeadModel, batch: Mapping[str, Tensor], positions: str | Callable) -> Tensor:  # (batch, seq) bool
     "The tokens that a position rule looks at"
@@ -155,6 +155,7 @@ def _batches(model: HeadModel, inputs: Iterable, batch_size: int) -> Iterator[Ma
     if first is None: raise ValueError('no prompts: inputs is empty')
     inputs = chain([first], inputs)
     if isinstance(first, Mapping) and 'input_ids' in first:
+        if getattr(first['input_ids'], 'ndim', 0) != 2: raise TypeError('a tokenised batch has input_ids of shape (batch, seq): rows of a tokenised data set need a DataLoader that pads them')
         yield from ({k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in b.items()} for b in inputs); return
     if not isinstance(first, str) and not (isinstance(first, Mapping) and 'text' in first): raise TypeError(
         f'a prompt is a string, a dict with text (and image), or a batch with input_ids; got {type(first).__name__}')
@@ -195,8 +196,8 @@ def capture(model: nn.Module | HeadModel,
             samples: bool = False,  # keep the samples z in half precision, for the L1 rule
             batch_size: int = 32, progress: bool = True) -> HeadStats:
     "Statistics of every head's output over `inputs`, in one pass and constant memory"
-    model, stats, kept, total = as_head_model(model), None, [], len(inputs) if hasattr(inputs, '__len__') else None
-    if model.model.training: raise ValueError('the model is in training mode, where dropout is random: call model.eval() first')
+    model, stats, kept, total, name = as_head_model(model), None, [], len(inputs) if hasattr(inputs, '__len__') else None, rule_name(positions)
+    model.check_eval()
     source = dict(model_id=model.config.name_or_path or model.model.name_or_path or type(model.model).__name__,
                   revision=getattr(model.model.config, '_commit_hash', None) or '')
     with tqdm(total=total, desc='capture', disable=not progress, unit='prompt') as bar:
@@ -206,7 +207,7 @@ def capture(model: nn.Module | HeadModel,
             if not (ok := torch.isfinite(z).all(0).all(-1)).all():
                 l, h = (~ok).nonzero()[0].tolist()
                 raise ValueError(f'activations of {Head(l, h)} are NaN or infinite after {stats.count if stats else 0} samples: try float32 or bfloat16')
-            new = stats_of(z.to(model.exact_device), rule_name(rule), prompt_hash=_fingerprint(batch), **source)
+            new = stats_of(z.to(model.exact_device), name or rule, prompt_hash=_fingerprint(batch), **source)
             if stats is None: stats = new
             else: stats += new
             if samples:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from uuid import uuid4
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -102,14 +103,14 @@ def reproduce(name: str, # one of `EXPERIMENTS`
     root = Path(__file__).parent.parent if '__file__' in globals() else Path('..')
     source, out = root / 'nbs' / 'experiments' / f'{name}.ipynb', Path(out or f'reproduce-{name}-{preset}').absolute()
     if not source.exists(): raise ValueError(f'{source} is missing: experiments are notebooks of the repository, so run this from a clone that is installed with pip install -e .')
-    known = set(papermill.inspect_notebook(str(source)))
-    if wrong := set(parameters or {}) - known: raise ValueError(f"{name} has no parameter {sorted(wrong)[0]!r}: use {', '.join(sorted(known - {'preset', 'out'}))}")
+    known = set(papermill.inspect_notebook(str(source))) - {'preset', 'out'}
+    if wrong := set(parameters or {}) - known: raise ValueError(f"{name} has no parameter {sorted(wrong)[0]!r}: use {', '.join(sorted(known))}")
     settings = dict(experiment=name, preset=preset, **(parameters or {}))
     out.mkdir(parents=True, exist_ok=True)
     file, done, part = out / 'settings.json', out / f'{name}.ipynb', out / f'{name}.part.ipynb'
     if file.exists() and (found := json.loads(file.read_text())) != settings: raise ValueError(f'{out} holds a run with other settings, {found}: choose another folder')
     if not file.exists():
-        draft = out / f'settings.{os.getpid()}'; draft.write_text(json.dumps(settings)); os.replace(draft, file)
+        draft = out / f'settings.{uuid4().hex}'; draft.write_text(json.dumps(settings)); os.replace(draft, file)
     if not done.exists():
         papermill.execute_notebook(str(source), str(part), dict(preset=preset, out=str(out), **(parameters or {})), progress_bar=sys.stderr.isatty())
         os.replace(part, done)

@@ -7,7 +7,7 @@ __all__ = ['token_strings', 'Dictionary', 'Concept', 'builtin_concepts']
 
 # %% ../nbs/01_dictionary.ipynb #ab993148
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 
@@ -21,7 +21,7 @@ def token_strings(tokenizer, # a transformers tokenizer
                   ) -> list[str]: # one string per id
     "Every token of the vocabulary as readable text, a leading space kept"
     n = n or len(tokenizer)
-    raw = tokenizer.convert_ids_to_tokens(list(range(min(n, len(tokenizer)))))
+    raw = [r or '' for r in tokenizer.convert_ids_to_tokens(list(range(min(n, len(tokenizer)))))]  # ids may have gaps
     text = tokenizer.batch_decode([[i] for i in range(len(raw))], clean_up_tokenization_spaces=False)
     spaced = [r if re.fullmatch('<0x[0-9A-F]{2}>', r) else  # a byte that stands in for what has no token of its own
               ' ' + t if r and r[0] in 'Ġ▁' and not t.startswith(' ') else t for r, t in zip(raw, text)]
@@ -58,8 +58,10 @@ def _plural(word: str) -> str:
     if word.endswith('y') and word[-2:-1] not in 'aeiou': return word[:-1] + 'ies'
     return word + ('es' if word.endswith(('s', 'x', 'z', 'ch', 'sh')) else 's')
 
-def _check_words(words) -> None:
+def _word_list(words: Iterable[str]) -> list[str]:
+    "The words without blanks around them, each once; a `TypeError` for one string"
     if isinstance(words, str): raise TypeError(f'words must be a list of words, got the string {words!r}')
+    return list(dict.fromkeys(w.strip() for w in words if w.strip()))
 
 def _variants(word: str, case: bool, plural: bool, space: bool) -> list[str]:
     "The spellings under which a word can occur, the plain word first"
@@ -108,30 +110,30 @@ class Concept:
                    multi: str = 'drop',  # words that are more than one token: 'drop', 'word' or 'pieces'
                    ) -> 'Concept':
         "The atoms that stand for `words` in a tokenizer's vocabulary"
-        _check_words(words)
+        words = _word_list(words)
         if multi not in ('drop', 'word', 'pieces'): raise ValueError(f"multi must be 'drop', 'word' or 'pieces', got {multi!r}")
         tokenizer = getattr(tokenizer, 'tokenizer', tokenizer)
         vocabulary = {s: i for i, s in reversed(list(enumerate(token_strings(tokenizer))))}
         rows, pieces = [], []
-        for word in dict.fromkeys(w.strip() for w in words if w.strip()):
+        for word in words:
             found = [(v, [vocabulary[v]]) for v in _variants(word, case, plural, space) if v in vocabulary]
-            if found: taken = found
-            else:
+            taken = found
+            if not found:
                 v = ' ' + word if space else word
                 cut = _cut(tokenizer, v)
                 if tokenizer.unk_token_id in cut or not cut:
                     rows.append((word, v, cut, False, 'unknown to the tokenizer')); continue
-                if multi == 'drop': rows.append((word, v, cut, False, f'{len(cut)} tokens: {tokenizer.convert_ids_to_tokens(cut)}')); continue
+                if len(cut) > 1 and multi == 'drop': rows.append((word, v, cut, False, f'{len(cut)} tokens: {tokenizer.convert_ids_to_tokens(cut)}')); continue
                 taken = [(v, cut)] if multi == 'word' else [(tokenizer.decode([i]), [i]) for i in cut]
             for v, ids in taken:
                 new = ids not in pieces
                 if new: pieces.append(ids)
-                rows.append((word, v, ids, new, ('one token' if found else f'{multi} of {len(cut)} tokens') if new else 'already there'))
+                rows.append((word, v, ids, new, ('one token' if found or len(cut) == 1 else f'{multi} of {len(cut)} tokens') if new else 'already there'))
         report = pd.DataFrame(rows, columns=['word', 'variant', 'ids', 'kept', 'reason'])
         if not pieces: raise ValueError(
             f"concept {name!r} has no tokens: none of its {len(words)} words is a single token of this tokenizer. "
-            f"Try multi='word' (one atom per word) or other words. First words: {list(words)[:5]}")
-        return cls(name, pieces, list(dict.fromkeys(words)), report)
+            f"Try multi='word' (one atom per word) or other words. First words: {words[:5]}")
+        return cls(name, pieces, words, report)
 
     @classmethod
     def from_pieces(cls, name: str,
@@ -139,12 +141,11 @@ class Concept:
                     tokenizer,  # a transformers tokenizer, or a processor that has one
                     ) -> 'Concept':
         "Every token into which the tokenizer cuts the words as they stand, fragments included: the rule of the paper's authors"
-        _check_words(words)
-        tokenizer = getattr(tokenizer, 'tokenizer', tokenizer)
-        rows = [(w, w, [i], True, 'piece') for w in dict.fromkeys(words) for i in tokenizer(w, add_special_tokens=False).input_ids if i != tokenizer.unk_token_id]
+        words, tokenizer = _word_list(words), getattr(tokenizer, 'tokenizer', tokenizer)
+        rows = [(w, w, [i], True, 'piece') for w in words for i in tokenizer(w, add_special_tokens=False).input_ids if i != tokenizer.unk_token_id]
         if not rows: raise ValueError(f'concept {name!r} has no tokens: none of its {len(words)} words is known to the tokenizer')
         report = pd.DataFrame(rows, columns=['word', 'variant', 'ids', 'kept', 'reason'])
-        return cls(name, [[i] for i in dict.fromkeys(report.ids.str[0].tolist())], list(dict.fromkeys(words)), report)
+        return cls(name, [[i] for i in dict.fromkeys(report.ids.str[0].tolist())], words, report)
 
     @classmethod
     def builtin(cls, name: str, tokenizer, **options) -> 'Concept':

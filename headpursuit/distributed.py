@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -61,7 +62,7 @@ def _join_folder(folder: Path, plan: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / 'plan.json'
     if not file.exists():
-        part = folder / f'plan.json.{os.getpid()}'
+        part = folder / f'plan.json.{uuid4().hex}'
         part.write_text(json.dumps(plan)); os.replace(part, file)
     found = json.loads(file.read_text())
     if different := [k for k in plan if found.get(k) != plan[k]]: raise ValueError(

@@ -33,11 +33,16 @@ class HeadEdit:
     def __post_init__(self):
         if isinstance(self.heads, (str, Head)): self.heads = [self.heads]
         self.heads = [Head.parse(h) for h in self.heads]
-        alphas = [float(a) for a in self.alpha] if isinstance(self.alpha, Sequence) else [float(self.alpha)] * len(self.heads)
         if not self.heads: raise ValueError('an edit needs at least one head')
         if len(set(self.heads)) < len(self.heads): raise ValueError('an edit names a head twice: give each head once')
-        if len(alphas) != len(self.heads): raise ValueError(f'{len(alphas)} factors for {len(self.heads)} heads: give one, or one for each')
-        self.alphas = dict(zip(self.heads, alphas))
+        self.alphas
+
+    @property
+    def alphas(self) -> dict[Head, float]:
+        "The factor of each head"
+        a = torch.as_tensor(self.alpha, dtype=torch.float64)
+        if a.ndim and len(a) != len(self.heads): raise ValueError(f'{len(a)} factors for {len(self.heads)} heads: give one, or one for each')
+        return dict(zip(self.heads, a.expand(len(self.heads)).tolist()))
 
     @classmethod
     def from_ranking(cls, ranking: HeadRanking, k: int, alpha: float) -> 'HeadEdit':
@@ -69,7 +74,7 @@ def applied(self: HeadEdit, model: nn.Module | HeadModel) -> Iterator[None]:
         return multiply
     try:
         for l, v in self.scales(model).items(): handles.append(model.projections[l].register_forward_pre_hook(hook(v)))
-        yield
+        with torch.compiler.set_stance('force_eager'): yield  # code compiled before knows no hooks
     finally:
         for h in handles: h.remove()
 
@@ -99,13 +104,14 @@ def save(self: HeadEdit, folder: str | os.PathLike, model: nn.Module | HeadModel
     model, folder = as_head_model(model), Path(folder)
     scales = {model.projection_names[l]: v for l, v in self.scales(model).items()}
     transposed = _transposed(model.projections[0])
+    about = dict(format='headpursuit.HeadEdit/1', heads=[str(h) for h in self.heads], alpha=list(self.alphas.values()), head_dim=model.head_dim,
+                 model_id=model.model.name_or_path, unembedding_sha256=_fingerprint(model), provenance=self.provenance)
+    about = json.dumps(about, indent=2) + '\n'  # before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     IA3Config(target_modules=list(scales), feedforward_modules=list(scales), fan_in_fan_out=transposed, inference_mode=True,
               base_model_name_or_path=model.model.name_or_path or None).save_pretrained(str(folder))
     save_file({f'base_model.model.{n}.ia3_l': v[None] for n, v in scales.items()}, folder / 'adapter_model.safetensors', metadata=dict(format='pt'))
-    about = dict(format='headpursuit.HeadEdit/1', heads=[str(h) for h in self.heads], alpha=list(self.alphas.values()), head_dim=model.head_dim,
-                 model_id=model.model.name_or_path, unembedding_sha256=_fingerprint(model), provenance=self.provenance)
-    (folder / 'head_edit.json').write_text(json.dumps(about, indent=2) + '\n', encoding='utf-8')
+    (folder / 'head_edit.json').write_text(about, encoding='utf-8')
 
 @patch(cls_method=True)
 def load(cls: HeadEdit, folder: str | os.PathLike, model: nn.Module | HeadModel | None = None) -> HeadEdit:

@@ -8,7 +8,7 @@ __all__ = ['Head', 'HeadModel', 'check_prompts', 'as_head_model']
 # %% ../nbs/02_heads.ipynb #72a317ec
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,7 +34,7 @@ class Head:
         "A head from `L24.H20`, `L24H20`, `24.20`, a pair or a `Head`"
         if isinstance(text, Head): return text
         if isinstance(text, tuple) and len(text) == 2: return cls(*map(int, text))
-        m = re.fullmatch(r'\s*L?(\d+)(?:\.H?|H)(\d+)\s*', str(text), re.I)
+        m = isinstance(text, str) and re.fullmatch(r'\s*L?(\d+)(?:\.H?|H)(\d+)\s*', text, re.I)  # the number 24.20 is 24.2
         if not m: raise ValueError(f'{text!r} is not a head: write L24.H20, L24H20 or 24.20')
         return cls(int(m[1]), int(m[2]))
 
@@ -43,6 +43,7 @@ _ATTENTION = ('self_attn', 'attn', 'attention', 'self_attention')
 _OUTPUT = ('o_proj', 'out_proj', 'c_proj', 'dense', 'wo', 'proj')
 _FINAL_NORM = ('norm', 'ln_f', 'norm_f', 'final_layer_norm', 'final_layernorm')
 _POST_NORM = ('post_self_attn_layernorm', 'post_attention_layernorm')
+_UNREAD = ('swin_norm', 'norm_after', 'attn_sconv', 'post_attention_residual_scale')  # switches and parts of layers that change what heads write in other ways
 
 def _child(module: nn.Module, names: Sequence[str]) -> nn.Module | None:
     "The first child with one of `names`"
@@ -78,6 +79,7 @@ def _projections(layers: nn.ModuleList, d: int) -> list[nn.Module]:
 # %% ../nbs/02_heads.ipynb #9591be80
 def _post_norm(layer: nn.Module) -> nn.Module | None:
     "The norm between attention and residual stream, where the family has one (elsewhere the name belongs to the norm before the MLP)"
+    if hasattr(layer, 'post_norm1'): return None if isinstance(layer.post_norm1, nn.Identity) else layer.post_norm1
     post = hasattr(layer, 'post_feedforward_layernorm') or hasattr(layer, 'post_mlp_layernorm')
     return _child(layer, _POST_NORM) if post else None
 
@@ -108,6 +110,8 @@ class HeadModel:
         self.layers: nn.ModuleList = layers[0]
         self.d_model: int = self.config.hidden_size
         self.projections: list[nn.Module] = _projections(self.layers, self.d_model)
+        if unread := next((n for n in _UNREAD if getattr(self.config, n, False) or hasattr(self.layers[0], n)), None): raise ValueError(
+            f'{type(self.layers[0]).__name__} passes what its heads write through {unread!r} before it is added, which this library cannot read')
         self.post_norms: list[nn.Module | None] = [_post_norm(l) for l in self.layers]
         self.final_norm: nn.Module | None = _child(decoder, _FINAL_NORM)
         self.project_out: nn.Module | None = getattr(decoder, 'project_out', None)  # OPT with a narrow embedding
@@ -159,9 +163,12 @@ class HeadModel:
 
     @cached_property
     def special_ids(self) -> list[int]:
-        "Tokens that are not text: image tokens, and all that the tokenizer calls special, also those without a role such as a chat template's marks; read once"
+        "Tokens that are not text: image tokens, and all that the tokenizer calls special, also those without a role such as a chat template's marks; without a tokenizer, those that the config names"
         ids = {self.image_token_id} - {None}
-        if self.processor is not None: ids |= {*self.tokenizer.all_special_ids, *(i for i, t in self.tokenizer.added_tokens_decoder.items() if t.special)}
+        if self.processor is None:
+            named = [getattr(self.config, f'{n}_token_id', None) for n in ('bos', 'eos', 'pad')]
+            ids |= {i for x in named for i in (x if isinstance(x, list) else [x])} - {None}
+        else: ids |= {*self.tokenizer.all_special_ids, *(i for i, t in self.tokenizer.added_tokens_decoder.items() if t.special)}
         return sorted(ids)
 
     def __repr__(self) -> str:
@@ -208,7 +215,7 @@ def watch(self: HeadModel, on_z: Callable[[int, Tensor], None],  # called with l
         for l, (p, norm) in enumerate(zip(self.projections, self.post_norms)):
             handles.append(p.register_forward_pre_hook(before_projection(l) if norm is None else hold(l)))
             if norm is not None: handles.append(norm.register_forward_hook(after_norm(l, _gain(norm, self.d_model)[0])))
-        yield
+        with torch.compiler.set_stance('force_eager'): yield  # code compiled before knows no hooks
     finally:
         for h in handles: h.remove()
 
@@ -250,7 +257,7 @@ def from_pretrained(cls: HeadModel, name: str,  # a folder or a model id on the 
 
 def check_prompts(prompts) -> None:
     "A `TypeError` for one text or a table where a list of prompts is meant"
-    if isinstance(prompts, (str, dict)) or hasattr(prompts, 'columns'): raise TypeError(
+    if isinstance(prompts, (str, Mapping)) or hasattr(prompts, 'columns'): raise TypeError(
         f"a list of prompts is needed, got a {type(prompts).__name__}: pass [prompt], or table['prompt'].tolist()")
 
 @patch
@@ -272,9 +279,18 @@ def encode(self: HeadModel, samples: Sequence[str | dict],  # texts, or dicts wi
 # %% ../nbs/02_heads.ipynb #8e55b310
 @patch
 def fingerprint(self: HeadModel) -> str:
-    "16 hexadecimal digits from a row of every output projection and some of the unembedding; another checkpoint, precision or merged edit has others"
-    rows = [*(_weight(p)[:1] for p in self.projections), _weight(self.model.get_output_embeddings())[::997]]
-    return hashlib.sha256(b''.join(x.float().cpu().contiguous().numpy().tobytes() for x in rows)).hexdigest()[:16]
+    "16 hexadecimal digits from some 4,096 numbers of every weight; another checkpoint, precision or merged edit has others"
+    def some(p): return p.detach().flatten()[::p.numel() // 4096 | 1].float().cpu().numpy().tobytes()  # an odd step, so that no column is left out
+    state = hashlib.sha256()
+    for m in self.model.modules():
+        with align_module_device(m):
+            for p in m.parameters(recurse=False): state.update(some(p))
+    return state.hexdigest()[:16]
+
+@patch
+def check_eval(self: HeadModel) -> None:
+    "A `ValueError` for a model in training mode"
+    if self.model.training: raise ValueError('the model is in training mode, where dropout is random: call model.eval() first')
 
 def as_head_model(model: nn.Module | HeadModel) -> HeadModel:
     "`model` itself if it is a `HeadModel`, else a view of it"

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from scipy.stats import bootstrap
 
-from .dictionary import _plural
+from .dictionary import _plural, _word_list
 
 # %% ../nbs/06_metrics.ipynb #65f8ee54
 def normalize_answer(text: str) -> str:
@@ -33,18 +33,19 @@ def token_f1(prediction: str, answers: str | Iterable[str]) -> float:  # in [0, 
         p, a = normalize_answer(prediction).split(), normalize_answer(answer).split()
         same = sum((Counter(p) & Counter(a)).values())
         return float(p == a) if not (p and a) else 2 * same / (len(p) + len(a))
-    return max(map(f1, [answers] if isinstance(answers, str) else answers))
+    return max(map(f1, [answers] if isinstance(answers, str) else answers), default=0.)
 
 # %% ../nbs/06_metrics.ipynb #e89eb626
 def _whole_words(words: Iterable[str]) -> re.Pattern:
     "A pattern for any of the words, or its plural, as a whole word of lower-case text"
-    words = {w.lower() for w in words}
+    words = {w.lower() for w in _word_list(words)}
     if not words: raise ValueError('no words to count')
     words = sorted(words | {p for w in words if (p := _plural(w)) == w[:-1] + 'ies'}, key=len, reverse=True)
     return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, words))})(?:s|es)?(?!\w)")
 
 def concept_counts(texts: Sequence[str], words: Iterable[str]) -> np.ndarray:  # (n_texts,) int
     "Occurrences of a concept's words in each text"
+    if isinstance(texts, str): raise TypeError('texts must be a list of texts, got a string')
     pattern = _whole_words(words)
     return np.array([len(pattern.findall(t.lower())) for t in texts])
 
@@ -65,6 +66,7 @@ def cider(captions: Sequence[str], references: Sequence[Sequence[str]],  # sever
     if len(captions) != len(references): raise ValueError(f'{len(captions)} captions but references for {len(references)}')
     if len(captions) < 2: raise ValueError('CIDEr weighs words by how few images they describe: it needs at least 2 images')
     if not all(len(r) for r in references): raise ValueError('a caption has no reference')
+    if any(isinstance(r, str) for r in references): raise TypeError('every caption needs a list of references, got a string')
     refs = [[_ngrams(r) for r in rs] for rs in references]
     seen = Counter(g for rs in refs for g in {g for r in rs for c in r for g in c})
     idf = lambda g: np.log(len(refs)) - np.log(max(1, seen[g]))

@@ -47,7 +47,7 @@ def _best(scores: Tensor,  # (..., v) selection scores
 # %% ../nbs/00_pursuit.ipynb #2de9a7ba
 def _matrix(x, name: str) -> Tensor:
     "`x` as a finite floating-point matrix with at least one row"
-    x = torch.as_tensor(x)
+    x = torch.as_tensor(x).detach()
     if x.dtype not in (torch.float32, torch.float64): x = x.float()
     if x.ndim != 2: raise ValueError(f'{name} must be a matrix, got shape {tuple(x.shape)}')
     if not len(x): raise ValueError(f'{name} is empty: it has no rows')

@@ -18,7 +18,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 import torch
 from datasets import ClassLabel, Dataset, load_dataset, load_from_disk
 
@@ -26,6 +25,7 @@ from .dictionary import builtin_concepts
 from .experiments import pocket_path
 from .heads import HeadModel
 from .metrics import concept_counts
+from .plots import dose_response
 
 # %% ../nbs/12_sources.ipynb #5ebeab61
 MODELS = dict(text='mistralai/Mistral-7B-Instruct-v0.2', vision='llava-hf/llava-v1.6-mistral-7b-hf')  # of the paper's main text
@@ -255,13 +255,14 @@ def published(experiment: str, # 'atlas', 'toxicity', 'classification' or 'capti
 def beside_published(paper: pd.DataFrame, here: pd.DataFrame, # columns k, value and series
                      n_heads: int, # of the model here; the paper's have 1024
                      *, title: str = 'here', row: str | None = None, # a column of both tables with one row of panels for each of its values
-                     ) -> sns.FacetGrid:
+                     ) -> plt.Figure:
     "Published effects (left) and those of this run (right) against the share of heads that is edited"
-    both = pd.concat([t.assign(share=t.k / n, where=w) for t, n, w in ((paper, 1024, 'published'), (here, n_heads, title))], ignore_index=True)
-    with plt.rc_context({'figure.constrained_layout.use': False}):  # seaborn lays its grids out itself
-        g = sns.relplot(both, x='share', y='value', hue='series', style='series', kind='line', col='where', row=row, markers=True, dashes=False, errorbar=None,
-                        height=2.3, aspect=1.5, facet_kws=dict(sharex=False, sharey='row', margin_titles=True))
-    g.refline(y=1, color='.4', lw=.8).set_titles(col_template='{col_name}', row_template='{row_var} = {row_name}').set_axis_labels('share of heads edited', 'relative to unedited')
-    g.legend.set_title('')
-    for ax in g.axes.flat: ax.xaxis.set_major_formatter('{x:.1%}')
-    return g
+    rows = [None] if row is None else sorted(here[row].unique())
+    fig, axes = plt.subplots(len(rows), 2, figsize=(8, 2.4 * len(rows)), sharey='row', squeeze=False)
+    for r, pair in zip(rows, axes):
+        for ax, t, n, where in zip(pair, (paper, here), (1024, n_heads), ('published', title)):
+            if row: t, where = t[t[row] == r], f'{where}, {row} = {r}'
+            t = t.assign(share=t.k / n, **{c: t.get(c, t.value) for c in ('low', 'high')})
+            dose_response(t, 'share', title=where, ylabel='relative to unedited' if ax is pair[0] else '', ax=ax)
+            ax.set(xlabel='share of heads edited'); ax.xaxis.set_major_formatter('{x:.1%}')
+    return fig

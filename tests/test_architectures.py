@@ -61,7 +61,7 @@ def test_writes_add_up_to_what_enters_the_residual_stream(family):
 
 def test_post_norm_is_found_only_where_it_exists():
     post = {f for f in FAMILIES if load(f)[0].post_norms[0] is not None}
-    assert post == {'gemma2', 'gemma3', 'gemma3_vision', 'olmo2'}
+    assert post == {'gemma2', 'gemma3', 'gemma3_vision', 'hyperclovax', 'olmo2'}
 
 
 @pytest.mark.parametrize('family', tiny.TEXT_CONFIGS)
@@ -175,6 +175,43 @@ def test_unknown_family_says_what_was_looked_for():
     lm = tiny.text_model('llama')
     del lm.model.layers[0].self_attn.o_proj
     with pytest.raises(ValueError, match='layer 0.*looked for.*self_attn.*o_proj'): HeadModel(lm)
+
+
+def test_a_family_that_changes_what_heads_write_is_refused():
+    image = dict(base_channels=32, channel_multiplier=[1], num_res_blocks=1, embed_dim=16, num_embeddings=16, latent_channels=16, resolution=16)
+    chameleon = lambda **k: HeadModel(tf.AutoModelForImageTextToText.from_config(tf.ChameleonConfig(**tiny.TEXT, vq_config=image, vocabulary_map={'<image>': 4}, **k)))
+    assert chameleon().n_heads == 4
+    with pytest.raises(ValueError, match="ChameleonSwinDecoderLayer.*'swin_norm'"): chameleon(swin_norm=True)
+
+
+@pytest.mark.parametrize('family', tiny.TEXT_CONFIGS)
+def test_the_fingerprint_sees_every_head_and_every_other_weight(family):
+    model = HeadModel(tiny.text_model(family))
+    seen = {model.fingerprint()}
+    for h in model.heads: seen.add(HeadModel(HeadEdit(h, -1).merge(copy.deepcopy(model.model))).fingerprint())
+    for name, p in model.model.named_parameters():
+        q = p.detach().clone()
+        with torch.no_grad(): p.add_(.1)
+        seen.add(model.fingerprint())
+        with torch.no_grad(): p.copy_(q)
+    assert len(seen) == 1 + len(model.heads) + len(list(model.model.parameters()))
+
+
+def test_compiled_models_are_read_and_edited():
+    model, batch = load('llama')
+    stats, compiled = capture(model, [batch], progress=False), copy.deepcopy(model.model)
+    compiled.compile(backend='eager')
+    logits(compiled, batch)
+    torch.testing.assert_close(capture(compiled, [batch], progress=False).mean, stats.mean, atol=1e-6, rtol=1e-5)
+    with EDIT.applied(model): edited = logits(model.model, batch)
+    with EDIT.applied(compiled): torch.testing.assert_close(logits(compiled, batch), edited, atol=1e-5, rtol=1e-4)
+
+
+def test_without_a_tokenizer_the_same_tokens_count():
+    model, _ = load('llama')
+    batch = {k: torch.cat([torch.full_like(v[:, :1], i), v], 1) for (k, v), i in zip(model.encode(TEXTS).items(), (1, 1))}
+    assert batch['input_ids'][0, 0] == 1  # <s>
+    torch.testing.assert_close(capture(model.model, [batch], progress=False).mean, capture(model, [batch], progress=False).mean, atol=0, rtol=0)
 
 
 def test_folded_dictionary_handles_a_narrow_embedding():

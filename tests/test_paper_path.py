@@ -19,6 +19,7 @@ from headpursuit.cli import EXPERIMENTS, main
 from headpursuit.dictionary import builtin_concepts
 from headpursuit.editing import HeadEdit
 from headpursuit.experiments import off_target
+from headpursuit.heads import HeadModel
 from headpursuit.sources import IMAGE_MARKS, load_model, model_family
 
 matplotlib.use('Agg')
@@ -184,6 +185,25 @@ def test_off_target_counts_the_answer_alone(seeing):
     batch = model.encode([dict(sample, text=sample['text'] + ' is blue, go on')])
     with torch.no_grad(): logits = model.model(**batch).logits[0, -n - 1:-1].float()
     assert moved.loss_before == pytest.approx(torch.nn.functional.cross_entropy(logits, batch['input_ids'][0, -n:]).item(), rel=1e-4) and moved.kl > 0
+
+
+def test_off_target_of_a_family_that_reads_its_prompt_in_both_directions():
+    "PaliGemma: the answer is predicted token by token and must not see itself"
+    lm, inputs, _ = tiny.vision_model('paligemma')
+
+    class Processor:
+        tokenizer = copy.deepcopy(tiny.TOK)
+        def __call__(self, text, images, **kwargs): return dict(inputs(text[0], images[0][0]))
+    model, answer = HeadModel(lm, Processor()), 'is blue, go on'
+    sample = dict(text='[image] The sky', image=tiny.image(), answer=answer)
+    found = off_target(model, [sample], HeadEdit('0.1', -1)).loss_before[0]
+    batch, n = model.encode([dict(sample, text=f"{sample['text']} {answer}")]), len(tiny.TOK(f' {answer}').input_ids)
+    ids, losses = batch['input_ids'], []
+    for i in range(n, 0, -1):
+        types = torch.zeros_like(ids[:, :-i]); types[:, ids.shape[1] - n:] = 1
+        with torch.no_grad(): out = lm(input_ids=ids[:, :-i], attention_mask=batch['attention_mask'][:, :-i], token_type_ids=types, pixel_values=batch['pixel_values']).logits
+        losses.append(torch.nn.functional.cross_entropy(out[:, -1], ids[:, -i]).item())
+    assert found == pytest.approx(sum(losses) / n, rel=1e-4)
 
 
 @pytest.mark.parametrize('name', EXPERIMENTS)

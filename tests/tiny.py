@@ -56,6 +56,7 @@ TEXT_CONFIGS = {
     'opt': lambda: tf.OPTConfig(vocab_size=len(TOK), hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
                                 word_embed_proj_dim=16, max_position_embeddings=512, bos_token_id=1, eos_token_id=2, pad_token_id=3),
     'olmo2': lambda: tf.Olmo2Config(**TEXT),
+    'hyperclovax': lambda: tf.HyperCLOVAXConfig(**TEXT, use_post_norm=True),
     'mixtral': lambda: tf.MixtralConfig(**TEXT, num_local_experts=2),
 }
 
