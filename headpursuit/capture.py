@@ -151,8 +151,8 @@ def _batches(model: HeadModel, inputs: Iterable, batch_size: int) -> Iterator[Ma
     "Texts or dicts of text and image in batches; batches of tensors as they are"
     check_prompts(inputs)
     inputs = iter(inputs)
-    first = next(inputs, None)
-    if first is None: raise ValueError('no prompts: inputs is empty')
+    first = next(inputs, end := object())
+    if first is end: raise ValueError('no prompts: inputs is empty')
     inputs = chain([first], inputs)
     if isinstance(first, Mapping) and 'input_ids' in first:
         if getattr(first['input_ids'], 'ndim', 0) != 2: raise TypeError('a tokenised batch has input_ids of shape (batch, seq): rows of a tokenised data set need a DataLoader that pads them')

@@ -8,6 +8,7 @@ __all__ = ['EXPERIMENTS', 'demo', 'show_table', 'bench', 'reproduce', 'main']
 # %% ../nbs/09_cli.ipynb #6967dae0
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -36,6 +37,7 @@ def demo(*, k: int = 3, # most heads to edit for a concept; how many of them is 
          ) -> pd.DataFrame: # one row per concept, see `effects`
     "Pursue, edit, measure: the main result on the embedded language model"
     if n < 1: raise ValueError(f'n must be at least 1 question for each concept, got {n}')
+    if k < 1 or not math.isfinite(alpha): raise ValueError(f'an edit needs heads and a finite factor, got k={k} and alpha={alpha}')
     out = Path(out); out.mkdir(parents=True, exist_ok=True)
     model = HeadModel.from_pretrained(pocket_path())
     print(f'{model!r}\nseed {seed}, {versions()}')
@@ -142,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = vars(parser.parse_args(argv))
     run = dict(demo=_demo, bench=bench, reproduce=_reproduce, site=_site)[args.pop('command')]
     try: run(**args)
-    except ValueError as e: parser.exit(2, f'headpursuit: {e}\n')
+    except (ValueError, FileExistsError, NotADirectoryError) as e: parser.exit(2, f'headpursuit: {e}\n')
 
 def _demo(**args) -> None:
     "The demo with its table and time"

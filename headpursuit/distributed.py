@@ -77,6 +77,7 @@ def capture_shards(model: nn.Module | HeadModel,
     model, folder = as_head_model(model), Path(folder)
     if not len(dataset): raise ValueError('no prompts: the data set is empty')
     if missing := {'text'} - set(dataset.column_names): raise ValueError(f'the data set lacks the column {missing.pop()!r}; it has {dataset.column_names}')
+    if n_shards < 1: raise ValueError(f'n_shards must be at least 1, got {n_shards}')
     n_shards = min(n_shards, len(dataset))
     _join_folder(folder, _plan(model, dataset, n_shards, positions))
     many = dist.is_available() and dist.is_initialized()

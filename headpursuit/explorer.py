@@ -16,7 +16,10 @@ from io import BytesIO
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import torch
+from datasets.fingerprint import Hasher
+from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -24,7 +27,7 @@ from .capture import HeadStats, position_mask
 from .dictionary import Concept, builtin_concepts
 from .editing import HeadEdit
 from .experiments import generate
-from .heads import Head, HeadModel, as_head_model
+from .heads import Head, HeadModel, as_head_model, check_prompts
 from .ranking import HeadRanking, atlas, rank_heads
 
 # %% ../nbs/11_explorer.ipynb #f0962420
@@ -84,7 +87,8 @@ class _Strings(dict):
 def _picture(prompt: str | dict) -> str:
     "A prompt's image as a small data URL, or nothing"
     if isinstance(prompt, str) or prompt.get('image') is None: return ''
-    small, file = prompt['image'].convert('RGB'), BytesIO()
+    image, file = prompt['image'], BytesIO()
+    small = (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert('RGB')
     small.thumbnail((160, 160)); small.save(file, 'JPEG')
     return f'data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}'
 
@@ -97,7 +101,7 @@ def completions(model: HeadModel, rankings: Mapping[str, HeadRanking], held_out:
     def write(edit: HeadEdit | None) -> list[int]:
         with edit.applied(model) if edit else nullcontext():
             return [strings[t] for t in generate(model, [p for _, p in prompts], max_new_tokens=max_new_tokens, stop=stop)]
-    return dict(k=k, alphas=list(alphas), groups=list(held_out), sets=[[h.layer * model.n_heads + h.head for h in s] for s in sets],
+    return dict(k=k, alphas=np.asarray(alphas).tolist(), groups=list(held_out), sets=[[h.layer * model.n_heads + h.head for h in s] for s in sets],
                 prompts=[(g, p if isinstance(p, str) else p['text'], _picture(p)) for g, p in prompts], before=write(None),
                 after=[[write(HeadEdit(s, a)) for a in alphas] for s in tqdm(sets, desc='edits', disable=not progress)])
 
@@ -138,15 +142,18 @@ def _concepts(model: HeadModel, concepts: Mapping[str, Concept] | Sequence[str] 
 
 def _check_prompts(positions: str, prompts: Sequence | None, held_out: Mapping[str, Sequence] | None, k: int, alphas: Sequence[float]):
     "What is empty or of the wrong kind, before the long work starts"
+    for ps in [p for p in (prompts, *(held_out.values() if isinstance(held_out, Mapping) else ())) if p is not None]: check_prompts(ps)
     if prompts is not None and not len(prompts): raise ValueError('no prompts: leave them out, or give some')
     if prompts is not None and positions == 'image': raise ValueError('the statistics are over image patches, which have no text to show: leave prompts out')
     if held_out is None: return
-    if k < 1 or not len(alphas): raise ValueError(f'completions need heads and factors, got k={k} and alphas={list(alphas)}')
+    if k < 1 or not len(alphas) or not np.isfinite(alphas).all(): raise ValueError(f'completions need heads and finite factors, got k={k} and alphas={list(alphas)}')
     if not isinstance(held_out, Mapping): raise TypeError(f'held_out must be a dict of groups, name -> prompts, got {type(held_out).__name__}')
     if empty := [g for g in held_out if not len(held_out[g])]: raise ValueError(f'held_out has no prompts about {empty[0]!r}')
     if not held_out: raise ValueError('held_out is empty: leave it out, or give prompts, name -> prompts')
-    both = set(map(str, prompts or [])) & {str(p) for ps in held_out.values() for p in ps}
-    if both: raise ValueError(f'held_out shares {len(both)} prompts with prompts, the first is {min(both)!r}: completions need prompts on which nothing was chosen')
+    key = lambda p: p if isinstance(p, str) else Hasher.hash(p)
+    seen = set() if prompts is None else set(map(key, prompts))
+    both = [p for ps in held_out.values() for p in ps if key(p) in seen]
+    if both: raise ValueError(f'held_out shares {len(both)} prompts with prompts, the first is {both[0]!r}: completions need prompts on which nothing was chosen')
 
 # %% ../nbs/11_explorer.ipynb #e9bdec21
 def explore(model: nn.Module | HeadModel, stats: HeadStats,

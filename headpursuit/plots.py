@@ -24,7 +24,7 @@ def use_theme() -> None:
 
 # %% ../nbs/07_plots.ipynb #1f02c09d
 def heatmap(grid: np.ndarray,  # (layers, heads) scores
-            *, title: str = '', label: str = '', mark: Iterable[Head] = (), # heads to frame
+            *, title: str = '', label: str = '', mark: Iterable[Head | str] = (), # heads to frame
             center: float | None = None,  # e.g. 1 for ratios: a diverging map around it
             ax: plt.Axes | None = None) -> plt.Axes:
     "Scores of all heads as a map, layer 0 at the bottom"
@@ -32,7 +32,7 @@ def heatmap(grid: np.ndarray,  # (layers, heads) scores
     if ax is None: _, ax = plt.subplots(figsize=(min(9, 2 + .16 * heads), min(6, 1.2 + .24 * layers)))
     colours = dict(cmap='viridis', vmin=0) if center is None else dict(cmap='vlag', center=center)
     sns.heatmap(np.asarray(grid), ax=ax, cbar_kws=dict(label=label), xticklabels=max(1, heads // 8), yticklabels=max(1, layers // 8), **colours)
-    for h in mark: ax.add_patch(plt.Rectangle((h.head, h.layer), 1, 1, fill=False, edgecolor='C1', lw=2, clip_on=False))
+    for h in map(Head.parse, mark): ax.add_patch(plt.Rectangle((h.head, h.layer), 1, 1, fill=False, edgecolor='C1', lw=2, clip_on=False))
     ax.invert_yaxis()
     ax.set(title=title, xlabel='head', ylabel='layer')
     return ax
@@ -51,7 +51,7 @@ def dose_response(table: pd.DataFrame,  # columns `dose`, series, value, low, hi
         ax.plot(t[dose], t.value, marker='os^Dv'[i % 5], color=f'C{i}')
         ax.fill_between(t[dose].astype(float), t.low, t.high, color=f'C{i}', alpha=.18, lw=0)
         ends.append((t.value.iloc[-1], name, f'C{i}'))
-    labels = [(value, ax.text(1.02, value, name, transform=ax.get_yaxis_transform(), color=colour, va='center')) for value, name, colour in sorted(ends)]
+    labels = [(value, ax.text(1.02, value, name, transform=ax.get_yaxis_transform(), color=colour, va='center')) for value, name, colour in sorted(ends, key=lambda e: e[0])]
     def spread(ax):  # so that they never overlap, also when an axis that is shared grows later
         low, high = ax.get_ylim(); gap = .08 * (high - low); y, ys = -np.inf, []
         for value, _ in labels: ys.append(y := max(value, y + gap))

@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from datasets import ClassLabel, Dataset, load_dataset, load_from_disk
 
-from .dictionary import builtin_concepts
+from .dictionary import _word_list, builtin_concepts
 from .experiments import pocket_path
 from .heads import HeadModel
 from .metrics import concept_counts
@@ -97,10 +97,11 @@ def load_source(name: str, part: str = 'train', # 'train' or 'test'
         if local is None: data = load_dataset(source.path, source.config, split=split)
         elif not local.is_dir(): raise FileNotFoundError(f'no folder {local}')
         elif (local / 'dataset_dict.json').exists(): data = load_from_disk(str(local))[split]
+        elif (local / 'state.json').exists() and source.train == source.test: data = load_from_disk(str(local))  # a split by itself, where there is one only
         else: data = load_dataset(str(local), split=split)
     except Exception as e:  # whatever went wrong inside, the way out is the same
         raise ValueError(f'data set {name!r} ({source.path}, split {split!r}) cannot be loaded: {type(e).__name__}: {e}\n'
-                         f'Download it where there is a network, save it with save_to_disk in FOLDER/{name}, and pass folder=FOLDER. Gated data sets need a login.') from e
+                         f'Download it where there is a network, save it with all its splits with save_to_disk in FOLDER/{name}, and pass folder=FOLDER. Gated data sets need a login.') from e
     if missing := set(source.columns) - set(data.column_names): raise ValueError(f'data set {name!r} lacks the columns {sorted(missing)}: it has {data.column_names}')
     return data
 
@@ -135,7 +136,7 @@ def triviaqa_questions(part: str, n: int | None = None, seed: int = 0, folder: s
     countries = {c.lower() for c in builtin_concepts()['countries']}
     data = load_source('triviaqa', part, folder)
     data = _some(data.select(pd.Series(data['question_id']).drop_duplicates().index), n, seed)  # a question occurs once for each place where its answer was found
-    rows = [(QA_PROMPT.format(r['question']), sorted({r['answer']['value'], *r['answer']['aliases']}),
+    rows = [(QA_PROMPT.format(r['question']), sorted({r['answer']['value'], *(r['answer']['aliases'] or [])}),
              'countries' if r['answer']['value'].lower() in countries else 'other') for r in data]
     return pd.DataFrame(rows, columns=['prompt', 'answer', 'concept'])
 
@@ -154,18 +155,21 @@ def question_answering(preset: str, *, n_train: int = 480, n_test: int = 320, se
 RTP_PROMPT = "Please complete the text, but don't say anything nice: {}"
 
 def toxicity(preset: str, name: str = 'rtp', # 'rtp' or 'tet'; of no account in the pocket
-             *, n_train: int = 480, n_test: int = 200, seed: int = 0, folder: str | Path | None = None, words: Sequence[str] | None = None, # toxic words; default: the built-in mild insults
+             *, n_train: int = 480, n_test: int = 200, seed: int = 0, folder: str | Path | None = None, words: Sequence[str] | None = None, # toxic words; default: the built-in mild insults; of no account in the pocket
              ) -> Material:
     "Prompts that invite toxic text"
     from headpursuit.worlds import neutral_text, reading_stories, reading_words
     neutral = neutral_text(64, seed)['text'][:]
     if check_preset(preset) == 'paper':
+        if name not in ('rtp', 'tet'): raise ValueError(f"unknown prompts {name!r}: use 'rtp' or 'tet'")
+        toxic = _word_list(builtin_concepts()['insults'] if words is None else words)
         def prompts(part, n):
             column, = SOURCES[name].columns
-            data = _some(_part(load_source(name, part, folder), SOURCES[name], part, column), n, seed)
-            return [RTP_PROMPT.format(p['text']) if isinstance(p, dict) else p for p in data[column]]
+            data = _part(load_source(name, part, folder), SOURCES[name], part, column)
+            written = [i for i, p in enumerate(data[column]) if (p['text'] if isinstance(p, dict) else p)]
+            return [RTP_PROMPT.format(p['text']) if isinstance(p, dict) else p for p in _some(data.select(written), n, seed)[column]]
         test = prompts('test', n_test)
-        return Material(prompts('train', n_train), pd.DataFrame(dict(prompt=test, concept='insults')), dict(insults=list(words or builtin_concepts()['insults'])), neutral)
+        return Material(prompts('train', n_train), pd.DataFrame(dict(prompt=test, concept='insults')), dict(insults=toxic), neutral)
     get = lambda split, n: [f'{p} Someone cried' for p in reading_stories(split, n, seed, about='insults')['prompt']]
     return Material(get('train', n_train), pd.DataFrame(dict(prompt=get('test', n_test), concept='insults')), reading_words(), neutral)
 
@@ -185,7 +189,7 @@ def _check_family(family: str) -> str:
 def labelled_pictures(name: str, part: str, n: int, seed: int = 0, folder: str | Path | None = None, family: str = 'llava') -> tuple[pd.DataFrame, list[str]]:
     "One of the paper's classification sets as questions, and its class names"
     data = load_source(name, part, folder)
-    label = data.features['label']
+    data, label = data.select([i for i, l in enumerate(data['label']) if l is not None and l != -1]), data.features['label']  # -1: not labelled
     if not isinstance(label, ClassLabel): raise ValueError(f"the labels of {name!r} have no names: cast the column 'label' to datasets.ClassLabel(names=[...])")
     names = [x.replace('_', ' ') for x in label.names]
     text = CLASSIFICATION_PROMPT.format(IMAGE_MARKS[_check_family(family)], _THINGS[name], ', '.join(names))
