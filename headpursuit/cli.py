@@ -37,7 +37,7 @@ def demo(*, k: int = 3, # most heads to edit for a concept; how many of them is 
          ) -> pd.DataFrame: # one row per concept, see `effects`
     "Pursue, edit, measure: the main result on the embedded language model"
     if n < 1: raise ValueError(f'n must be at least 1 question for each concept, got {n}')
-    if k < 1 or not math.isfinite(alpha): raise ValueError(f'an edit needs heads and a finite factor, got k={k} and alpha={alpha}')
+    if not math.isfinite(alpha): raise ValueError(f'an edit needs a finite factor, got alpha={alpha}')
     out = Path(out); out.mkdir(parents=True, exist_ok=True)
     model = HeadModel.from_pretrained(pocket_path())
     print(f'{model!r}\nseed {seed}, {versions()}')

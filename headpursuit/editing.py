@@ -35,7 +35,7 @@ class HeadEdit:
         self.heads = [Head.parse(h) for h in self.heads]
         if not self.heads: raise ValueError('an edit needs at least one head')
         if len(set(self.heads)) < len(self.heads): raise ValueError('an edit names a head twice: give each head once')
-        self.alphas
+        self.alphas  # refuses a wrong number of factors
 
     @property
     def alphas(self) -> dict[Head, float]:
@@ -104,14 +104,13 @@ def save(self: HeadEdit, folder: str | os.PathLike, model: nn.Module | HeadModel
     model, folder = as_head_model(model), Path(folder)
     scales = {model.projection_names[l]: v for l, v in self.scales(model).items()}
     transposed = _transposed(model.projections[0])
-    about = dict(format='headpursuit.HeadEdit/1', heads=[str(h) for h in self.heads], alpha=list(self.alphas.values()), head_dim=model.head_dim,
-                 model_id=model.model.name_or_path, unembedding_sha256=_fingerprint(model), provenance=self.provenance)
-    about = json.dumps(about, indent=2) + '\n'  # before anything is written
+    about = json.dumps(dict(format='headpursuit.HeadEdit/1', heads=[str(h) for h in self.heads], alpha=list(self.alphas.values()), head_dim=model.head_dim,
+                 model_id=model.model.name_or_path, unembedding_sha256=_fingerprint(model), provenance=self.provenance), indent=2)  # before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     IA3Config(target_modules=list(scales), feedforward_modules=list(scales), fan_in_fan_out=transposed, inference_mode=True,
               base_model_name_or_path=model.model.name_or_path or None).save_pretrained(str(folder))
     save_file({f'base_model.model.{n}.ia3_l': v[None] for n, v in scales.items()}, folder / 'adapter_model.safetensors', metadata=dict(format='pt'))
-    (folder / 'head_edit.json').write_text(about, encoding='utf-8')
+    (folder / 'head_edit.json').write_text(about + '\n', encoding='utf-8')
 
 @patch(cls_method=True)
 def load(cls: HeadEdit, folder: str | os.PathLike, model: nn.Module | HeadModel | None = None) -> HeadEdit:

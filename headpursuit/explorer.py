@@ -142,14 +142,16 @@ def _concepts(model: HeadModel, concepts: Mapping[str, Concept] | Sequence[str] 
 
 def _check_prompts(positions: str, prompts: Sequence | None, held_out: Mapping[str, Sequence] | None, k: int, alphas: Sequence[float]):
     "What is empty or of the wrong kind, before the long work starts"
-    for ps in [p for p in (prompts, *(held_out.values() if isinstance(held_out, Mapping) else ())) if p is not None]: check_prompts(ps)
-    if prompts is not None and not len(prompts): raise ValueError('no prompts: leave them out, or give some')
-    if prompts is not None and positions == 'image': raise ValueError('the statistics are over image patches, which have no text to show: leave prompts out')
+    if prompts is not None:
+        check_prompts(prompts)
+        if not len(prompts): raise ValueError('no prompts: leave them out, or give some')
+        if positions == 'image': raise ValueError('the statistics are over image patches, which have no text to show: leave prompts out')
     if held_out is None: return
     if k < 1 or not len(alphas) or not np.isfinite(alphas).all(): raise ValueError(f'completions need heads and finite factors, got k={k} and alphas={list(alphas)}')
     if not isinstance(held_out, Mapping): raise TypeError(f'held_out must be a dict of groups, name -> prompts, got {type(held_out).__name__}')
     if empty := [g for g in held_out if not len(held_out[g])]: raise ValueError(f'held_out has no prompts about {empty[0]!r}')
     if not held_out: raise ValueError('held_out is empty: leave it out, or give prompts, name -> prompts')
+    for ps in held_out.values(): check_prompts(ps)
     key = lambda p: p if isinstance(p, str) else Hasher.hash(p)
     seen = set() if prompts is None else set(map(key, prompts))
     both = [p for ps in held_out.values() for p in ps if key(p) in seen]

@@ -42,7 +42,8 @@ class Head:
 _ATTENTION = ('self_attn', 'attn', 'attention', 'self_attention')
 _OUTPUT = ('o_proj', 'out_proj', 'c_proj', 'dense', 'wo', 'proj')
 _FINAL_NORM = ('norm', 'ln_f', 'norm_f', 'final_layer_norm', 'final_layernorm')
-_POST_NORM = ('post_self_attn_layernorm', 'post_attention_layernorm')
+_POST_NORM = ('post_norm1', 'post_self_attn_layernorm', 'post_attention_layernorm')
+_POST_MLP_NORM = ('post_norm2', 'post_feedforward_layernorm', 'post_mlp_layernorm')
 _UNREAD = ('swin_norm', 'norm_after', 'attn_sconv', 'post_attention_residual_scale')  # switches and parts of layers that change what heads write in other ways
 
 def _child(module: nn.Module, names: Sequence[str]) -> nn.Module | None:
@@ -79,9 +80,8 @@ def _projections(layers: nn.ModuleList, d: int) -> list[nn.Module]:
 # %% ../nbs/02_heads.ipynb #9591be80
 def _post_norm(layer: nn.Module) -> nn.Module | None:
     "The norm between attention and residual stream, where the family has one (elsewhere the name belongs to the norm before the MLP)"
-    if hasattr(layer, 'post_norm1'): return None if isinstance(layer.post_norm1, nn.Identity) else layer.post_norm1
-    post = hasattr(layer, 'post_feedforward_layernorm') or hasattr(layer, 'post_mlp_layernorm')
-    return _child(layer, _POST_NORM) if post else None
+    norm = _child(layer, _POST_NORM) if _child(layer, _POST_MLP_NORM) is not None else None
+    return None if isinstance(norm, nn.Identity) else norm
 
 @torch.no_grad()
 def _gain(norm: nn.Module, d: int) -> tuple[Tensor, Tensor]:  # (d,) gain; (d,) what is left of ones, nothing if the norm takes out the mean

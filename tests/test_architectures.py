@@ -189,7 +189,7 @@ def test_the_fingerprint_sees_every_head_and_every_other_weight(family):
     model = HeadModel(tiny.text_model(family))
     seen = {model.fingerprint()}
     for h in model.heads: seen.add(HeadModel(HeadEdit(h, -1).merge(copy.deepcopy(model.model))).fingerprint())
-    for name, p in model.model.named_parameters():
+    for p in model.model.parameters():
         q = p.detach().clone()
         with torch.no_grad(): p.add_(.1)
         seen.add(model.fingerprint())
@@ -209,7 +209,7 @@ def test_compiled_models_are_read_and_edited():
 
 def test_without_a_tokenizer_the_same_tokens_count():
     model, _ = load('llama')
-    batch = {k: torch.cat([torch.full_like(v[:, :1], i), v], 1) for (k, v), i in zip(model.encode(TEXTS).items(), (1, 1))}
+    batch = {k: torch.cat([torch.ones_like(v[:, :1]), v], 1) for k, v in model.encode(TEXTS).items()}
     assert batch['input_ids'][0, 0] == 1  # <s>
     torch.testing.assert_close(capture(model.model, [batch], progress=False).mean, capture(model, [batch], progress=False).mean, atol=0, rtol=0)
 
