@@ -4,13 +4,18 @@ __version__ = "0.1.0"
 from headpursuit.capture import HeadStats, capture
 from headpursuit.dictionary import Concept, Dictionary, builtin_concepts
 from headpursuit.editing import HeadEdit
-from headpursuit.experiments import answer, effects, flip_heads, generate, heads_needed, off_target, pocket_path
 from headpursuit.explorer import explore
+from headpursuit.generation import answer, generate, off_target, side_effects
 from headpursuit.heads import Head, HeadModel
+from headpursuit.presets import load_model, pocket_path
 from headpursuit.pursuit import Pursuit, matching_pursuit, omp, somp
-from headpursuit.ranking import HeadRanking, atlas, random_heads, rank_by_logit_lens, rank_heads
-from headpursuit.worlds import reading_questions
+from headpursuit.ranking import (
+    HeadRanking, atlas, null_scores, random_heads, rank_by_logit_lens, rank_heads, stand_out,
+)
 
-__all__ = ['Concept', 'Dictionary', 'Head', 'HeadEdit', 'HeadModel', 'HeadRanking', 'HeadStats', 'Pursuit', 'answer', 'atlas', 'builtin_concepts',
-           'capture', 'effects', 'explore', 'flip_heads', 'generate', 'heads_needed', 'matching_pursuit', 'off_target', 'omp', 'pocket_path',
-           'random_heads', 'rank_by_logit_lens', 'rank_heads', 'reading_questions', 'somp']
+__all__ = [
+    'Concept', 'Dictionary', 'Head', 'HeadEdit', 'HeadModel', 'HeadRanking', 'HeadStats', 'Pursuit',
+    'answer', 'atlas', 'builtin_concepts', 'capture', 'explore', 'generate', 'load_model',
+    'matching_pursuit', 'null_scores', 'off_target', 'omp', 'pocket_path', 'random_heads',
+    'rank_by_logit_lens', 'rank_heads', 'side_effects', 'somp', 'stand_out',
+]

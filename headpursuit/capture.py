@@ -7,7 +7,6 @@ __all__ = ['HeadStats', 'stats_of', 'rule_name', 'position_mask', 'head_samples'
 
 # %% ../nbs/03_capture.ipynb #fd4fc79f
 import hashlib
-import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .heads import Head, HeadModel, as_head_model, check_prompts
+from .store import whole_file
 
 # %% ../nbs/03_capture.ipynb #e0ab84f5
 @dataclass
@@ -106,9 +106,8 @@ def save(self: HeadStats, path: str | os.PathLike) -> None:
     meta = dict(format='headpursuit.HeadStats/1', count=str(self.count), positions=self.positions, model_id=self.model_id,
                 revision=self.revision, prompt_hash=self.prompt_hash)
     tensors = dict(mean=self.mean, scatter=self.scatter) | ({} if self.samples is None else dict(samples=self.samples))
-    part = Path(f'{path}.part')
-    save_file({k: v.contiguous() for k, v in tensors.items()}, part, metadata=meta)
-    os.replace(part, path)
+    with whole_file(path) as part:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, part, metadata=meta)
 
 @patch(cls_method=True)
 def load(cls: HeadStats, path: str | os.PathLike) -> HeadStats:
@@ -161,7 +160,7 @@ def _batches(model: HeadModel, inputs: Iterable, batch_size: int) -> Iterator[Ma
         f'a prompt is a string, a dict with text (and image), or a batch with input_ids; got {type(first).__name__}')
     while chunk := list(islice(inputs, batch_size)): yield model.encode(chunk, padding_side='right')
 
-def _fingerprint(batch: Mapping[str, Tensor]) -> str:
+def _prompt_hash(batch: Mapping[str, Tensor]) -> str:
     "Sum of the SHA-256 of each sample's tokens (and of the images as they were prepared), so that neither order nor padding of tokens matters"
     ids = batch['input_ids'].cpu()
     mask = batch['attention_mask'].cpu().bool() if 'attention_mask' in batch else torch.ones_like(ids, dtype=torch.bool)
@@ -169,12 +168,6 @@ def _fingerprint(batch: Mapping[str, Tensor]) -> str:
     images = [p.float().cpu().numpy().tobytes() for p in batch['pixel_values']] if 'pixel_values' in batch else []
     return f'{sum(int(hashlib.sha256(x).hexdigest(), 16) for x in texts + images) % 2**256:064x}'
 
-def _positions_ids(model: HeadModel, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    "Position ids for left-padded text, which models with absolute positions do not work out themselves"
-    mask = batch.get('attention_mask')
-    if mask is None or mask[:, 0].all() or 'pixel_values' in batch or 'position_ids' in batch: return {}
-    if 'position_ids' not in inspect.signature(model.model.base_model.forward).parameters: return {}
-    return dict(position_ids=(mask.long().cumsum(-1) - 1).clamp_min(0))
 
 # %% ../nbs/03_capture.ipynb #e2881357
 @torch.no_grad()
@@ -187,7 +180,7 @@ def head_samples(model: HeadModel, batch: Mapping[str, Tensor],
     def keep(layer, x):  # x: (batch, seq, heads, k)
         m, w = mask.to(x.device), weight.to(x.device, torch.float32)
         z[layer] = x[m] if positions == 'all' else torch.einsum('bs,bsf->bf', w, x.flatten(2).float()).view(len(x), *x.shape[2:])
-    with model.watch(keep): model.model.base_model(**batch, **_positions_ids(model, batch), use_cache=False)
+    model.run(batch, keep)
     return torch.stack([x.to(z[0].device) for x in z], 1)
 
 def capture(model: nn.Module | HeadModel,
@@ -198,8 +191,7 @@ def capture(model: nn.Module | HeadModel,
     "Statistics of every head's output over `inputs`, in one pass and constant memory"
     model, stats, kept, total, name = as_head_model(model), None, [], len(inputs) if hasattr(inputs, '__len__') else None, rule_name(positions)
     model.check_eval()
-    source = dict(model_id=model.config.name_or_path or model.model.name_or_path or type(model.model).__name__,
-                  revision=getattr(model.model.config, '_commit_hash', None) or '')
+    source = dict(model_id=model.name, revision=model.revision)
     with tqdm(total=total, desc='capture', disable=not progress, unit='prompt') as bar:
         for batch in _batches(model, inputs, batch_size):
             rule = positions or ('image' if 'pixel_values' in batch else 'prompt')
@@ -207,7 +199,7 @@ def capture(model: nn.Module | HeadModel,
             if not (ok := torch.isfinite(z).all(0).all(-1)).all():
                 l, h = (~ok).nonzero()[0].tolist()
                 raise ValueError(f'activations of {Head(l, h)} are NaN or infinite after {stats.count if stats else 0} samples: try float32 or bfloat16')
-            new = stats_of(z.to(model.exact_device), name or rule, prompt_hash=_fingerprint(batch), **source)
+            new = stats_of(z.to(model.exact_device), name or rule, prompt_hash=_prompt_hash(batch), **source)
             if stats is None: stats = new
             else: stats += new
             if samples:

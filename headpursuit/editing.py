@@ -6,7 +6,6 @@
 __all__ = ['HeadEdit']
 
 # %% ../nbs/05_editing.ipynb #b553332f
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .heads import Head, HeadModel, _transposed, _weight, as_head_model
+from .heads import Head, HeadModel, as_head_model
 from .ranking import HeadRanking
 
 # %% ../nbs/05_editing.ipynb #f937640e
@@ -88,24 +87,19 @@ def merge(self: HeadEdit, model: nn.Module | HeadModel) -> nn.Module:  # the sam
     if any(p.weight.is_meta for p in scales): raise ValueError("layers of this model are offloaded, their weights cannot be changed in place: load it with device_map='cpu' to merge")
     for p, v in scales.items():
         v = v.to(p.weight)
-        p.weight.mul_(v[:, None] if _transposed(p) else v)
+        p.weight.mul_(v[:, None] if view.transposed else v)
     return view.model
 
 # %% ../nbs/05_editing.ipynb #f734af91
-def _fingerprint(model: HeadModel) -> str:
-    "SHA-256 of the unembedding's shape and values, rounded to bfloat16 so that the precision of loading does not matter"
-    D = _weight(model.model.get_output_embeddings()).bfloat16().cpu().contiguous()
-    return hashlib.sha256(str(tuple(D.shape)).encode() + D.view(torch.int16).numpy().tobytes()).hexdigest()
-
 @patch
 def save(self: HeadEdit, folder: str | os.PathLike, model: nn.Module | HeadModel) -> None:
     "Write the edit as an IA³ adapter for `model`, with its provenance"
     from peft import IA3Config
     model, folder = as_head_model(model), Path(folder)
     scales = {model.projection_names[l]: v for l, v in self.scales(model).items()}
-    transposed = _transposed(model.projections[0])
+    transposed = model.transposed
     about = json.dumps(dict(format='headpursuit.HeadEdit/1', heads=[str(h) for h in self.heads], alpha=list(self.alphas.values()), head_dim=model.head_dim,
-                 model_id=model.model.name_or_path, unembedding_sha256=_fingerprint(model), provenance=self.provenance), indent=2)  # before anything is written
+                 model_id=model.model.name_or_path, unembedding_sha256=model.unembedding_hash(), provenance=self.provenance), indent=2)  # before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     IA3Config(target_modules=list(scales), feedforward_modules=list(scales), fan_in_fan_out=transposed, inference_mode=True,
               base_model_name_or_path=model.model.name_or_path or None).save_pretrained(str(folder))
@@ -118,7 +112,7 @@ def load(cls: HeadEdit, folder: str | os.PathLike, model: nn.Module | HeadModel 
     folder = Path(folder)
     if not (folder / 'head_edit.json').exists(): raise FileNotFoundError(f'{folder} has no head_edit.json: it is not a folder written by HeadEdit.save')
     about = json.loads((folder / 'head_edit.json').read_text(encoding='utf-8'))
-    if model is not None and about['unembedding_sha256'] != _fingerprint(as_head_model(model)): raise ValueError(
+    if model is not None and about['unembedding_sha256'] != as_head_model(model).unembedding_hash(): raise ValueError(
         f"this edit was made for {about['model_id'] or 'another model'}: the unembedding of the model given is a different one")
     edit = cls(about['heads'], about['alpha'], about['provenance'])
     if model is not None:

@@ -26,9 +26,10 @@ from tqdm.auto import tqdm
 from .capture import HeadStats, position_mask
 from .dictionary import Concept, builtin_concepts
 from .editing import HeadEdit
-from .experiments import generate
+from .generation import generate
 from .heads import Head, HeadModel, as_head_model, check_prompts
 from .ranking import HeadRanking, atlas, rank_heads
+from .store import whole_file
 
 # %% ../nbs/11_explorer.ipynb #f0962420
 @torch.no_grad()
@@ -42,7 +43,7 @@ def departures(model: HeadModel, stats: HeadStats, prompts: Sequence[str | dict]
             W, x = model.write_matrix(layer).float(), z.float() - stats.mean[layer].to(z.device, torch.float32)
             far[layer] = torch.einsum('bshk,hkl,bshl->bsh', x, W.mT @ W, x).clamp_min(0).sqrt().cpu()
         mask = position_mask(model, batch, 'prompt').cpu()
-        with model.watch(measure): model.model.base_model(**batch, use_cache=False)
+        model.run(batch, measure)
         out += [([model.token_names[j] for j in ids[m].tolist()], f[m]) for ids, m, f in zip(batch['input_ids'].cpu(), mask, torch.cat(far, -1))]
     return out
 
@@ -119,7 +120,8 @@ class Explorer:
 
     def save(self, path: str | Path) -> None:
         "Write the page to a file"
-        Path(path).write_text(self.page, encoding='utf-8')
+        with whole_file(path) as part:
+            part.write_text(self.page, encoding='utf-8')
 
     def __repr__(self) -> str: return f"Explorer({self.data['about']})"
 

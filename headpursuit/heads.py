@@ -7,6 +7,7 @@ __all__ = ['Head', 'HeadModel', 'check_prompts', 'as_head_model']
 
 # %% ../nbs/02_heads.ipynb #72a317ec
 import hashlib
+import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -127,6 +128,21 @@ class HeadModel:
     def n_layers(self) -> int: return len(self.layers)
 
     @property
+    def name(self) -> str:
+        "Name or folder of the checkpoint, or the name of the class"
+        return self.config.name_or_path or self.model.name_or_path or type(self.model).__name__
+
+    @property
+    def revision(self) -> str:
+        "The checkpoint's commit on the hub, where known"
+        return getattr(self.model.config, '_commit_hash', None) or ''
+
+    @property
+    def transposed(self) -> bool:
+        "Whether output projections keep their weights the other way round, as GPT-2's do"
+        return _transposed(self.projections[0])
+
+    @property
     def heads(self) -> list[Head]:
         "All heads, layer by layer"
         return [Head(l, h) for l in range(self.n_layers) for h in range(self.n_heads)]
@@ -219,6 +235,26 @@ def watch(self: HeadModel, on_z: Callable[[int, Tensor], None],  # called with l
     finally:
         for h in handles: h.remove()
 
+
+# %% ../nbs/02_heads.ipynb #d0f655f4
+def _position_ids(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    "Position ids for left-padded text, which models with absolute positions do not work out themselves"
+    mask = batch.get('attention_mask')
+    if mask is None or mask[:, 0].all() or 'pixel_values' in batch or 'position_ids' in batch: return {}
+    if 'position_ids' not in inspect.signature(model.base_model.forward).parameters: return {}
+    return dict(position_ids=(mask.long().cumsum(-1) - 1).clamp_min(0))
+
+@patch
+def run(self: HeadModel,
+        batch: Mapping[str, Tensor],  # as from `encode`
+        on_z: Callable[[int, Tensor], None],  # called with layer and z, (batch, seq, n_heads, k)
+        ) -> None:
+    "One forward pass, without the unembedding, that shows each layer's head outputs to `on_z`"
+    with self.watch(on_z):
+        self.model.base_model(**batch, **_position_ids(self.model, batch), use_cache=False)
+
+
+# %% ../nbs/02_heads.ipynb #4500c424
 @patch
 def contributions(self: HeadModel, layer: int,
                   z: Tensor,  # (..., n_heads, k) as given by `watch`
@@ -278,7 +314,7 @@ def encode(self: HeadModel, samples: Sequence[str | dict],  # texts, or dicts wi
 
 # %% ../nbs/02_heads.ipynb #8e55b310
 @patch
-def fingerprint(self: HeadModel) -> str:
+def weights_hash(self: HeadModel) -> str:
     "16 hexadecimal digits from some 4,096 numbers of every weight; another checkpoint, precision or merged edit has others"
     def some(p): return p.detach().flatten()[::p.numel() // 4096 | 1].float().cpu().numpy().tobytes()  # an odd step, so that no column is left out
     state = hashlib.sha256()
@@ -287,11 +323,24 @@ def fingerprint(self: HeadModel) -> str:
             for p in m.parameters(recurse=False): state.update(some(p))
     return state.hexdigest()[:16]
 
+
+# %% ../nbs/02_heads.ipynb #8e7d496b
+@patch
+def unembedding_hash(self: HeadModel) -> str:  # 64 hexadecimal digits
+    "SHA-256 of the unembedding, rounded to bfloat16 so that the precision of loading does not matter"
+    D = _weight(self.model.get_output_embeddings()).bfloat16().cpu().contiguous()
+    shape = str(tuple(D.shape)).encode()
+    return hashlib.sha256(shape + D.view(torch.int16).numpy().tobytes()).hexdigest()
+
+
+# %% ../nbs/02_heads.ipynb #fdcf5bd3
 @patch
 def check_eval(self: HeadModel) -> None:
     "A `ValueError` for a model in training mode"
     if self.model.training: raise ValueError('the model is in training mode, where dropout is random: call model.eval() first')
 
+
+# %% ../nbs/02_heads.ipynb #3d271f6c
 def as_head_model(model: nn.Module | HeadModel) -> HeadModel:
     "`model` itself if it is a `HeadModel`, else a view of it"
     return model if isinstance(model, HeadModel) else HeadModel(model)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from scipy.stats import bootstrap
 
-from .dictionary import _plural, _word_list
+from .dictionary import plural, word_list
 
 # %% ../nbs/06_metrics.ipynb #65f8ee54
 def normalize_answer(text: str) -> str:
@@ -38,9 +38,9 @@ def token_f1(prediction: str, answers: str | Iterable[str]) -> float:  # in [0, 
 # %% ../nbs/06_metrics.ipynb #e89eb626
 def _whole_words(words: Iterable[str]) -> re.Pattern:
     "A pattern for any of the words, or its plural, as a whole word of lower-case text"
-    words = {w.lower() for w in _word_list(words)}
+    words = {w.lower() for w in word_list(words)}
     if not words: raise ValueError('no words to count')
-    words = sorted(words | {p for w in words if (p := _plural(w)) == w[:-1] + 'ies'}, key=len, reverse=True)
+    words = sorted(words | {p for w in words if (p := plural(w)) == w[:-1] + 'ies'}, key=len, reverse=True)
     return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, words))})(?:s|es)?(?!\w)")
 
 def concept_counts(texts: Sequence[str], words: Iterable[str]) -> np.ndarray:  # (n_texts,) int

@@ -54,7 +54,9 @@ def _matrix(x, name: str) -> Tensor:
     if not (torch.isfinite(x.sum()) or torch.isfinite(x).all()): raise ValueError(f'{name} has NaN or infinite values')
     return x
 
-def _inputs(H, D, n_atoms: int, norm: int = 1, W=None) -> tuple[Tensor, Tensor, int, Tensor | None]:
+_POWER = dict(magnitude=1, energy=2)  # of a correlation, by rule
+
+def _inputs(H, D, n_atoms: int, rule: str = 'magnitude', W=None) -> tuple[Tensor, Tensor, int, Tensor | None]:
     "Signals, dictionary, step budget and output matrix, checked and in one dtype"
     H, D = _matrix(H, 'H (the signals)'), _matrix(D, 'D (the dictionary)')
     dtype, width = torch.promote_types(H.dtype, D.dtype), H.shape[1]
@@ -65,7 +67,7 @@ def _inputs(H, D, n_atoms: int, norm: int = 1, W=None) -> tuple[Tensor, Tensor, 
     if width != D.shape[1]: raise ValueError(
         f'signals have width {width} but atoms have width {D.shape[1]}: they must live in the same space')
     if n_atoms < 1: raise ValueError(f'n_atoms must be at least 1, got {n_atoms}')
-    if norm not in (1, 2): raise ValueError(f'norm must be 1 (sum of magnitudes) or 2 (energy), got {norm}')
+    if rule not in _POWER: raise ValueError(f"rule must be 'magnitude' or 'energy', got {rule!r}")
     return H.to(dtype), D.to(H.device, dtype), min(n_atoms, len(D)), W
 
 def _centered(H: Tensor, center: bool) -> tuple[Tensor, Tensor]:  # (n, d) signal, (d,) its mean
@@ -97,7 +99,7 @@ def _energy(C: Tensor, W: Tensor) -> Tensor:  # (...,)
 def matching_pursuit(h: Tensor,  # (d,) one signal
                      D: Tensor,  # (v, d) dictionary
                      n_atoms: int,  # steps
-                     *, normalize: bool = True,  # scale atoms to unit length before choosing
+                     *, unit_atoms: bool = True,  # scale atoms to unit length before choosing
                      ) -> Pursuit:  # an atom can occur more than once in the support
     "Greedy expansion of one signal (Mallat & Zhang 1993)"
     H, D, *_ = _inputs(torch.as_tensor(h)[None], D, n_atoms)
@@ -106,7 +108,7 @@ def matching_pursuit(h: Tensor,  # (d,) one signal
     support, coef, explained = [], [], []
     while len(support) < n_atoms and r.square().sum() > _TOL * total and norms.any():
         c = U @ r
-        p = _best(c.abs() if normalize else c.abs() * norms, (norms > 0).to(norms)).item()
+        p = _best(c.abs() if unit_atoms else c.abs() * norms, (norms > 0).to(norms)).item()
         r = r - c[p] * U[p]
         support.append(p), coef.append((c[p] / norms[p]).item()), explained.append((1 - r.square().sum() / total).item())
     s = torch.tensor(support, dtype=torch.long, device=D.device)
@@ -116,20 +118,20 @@ def matching_pursuit(h: Tensor,  # (d,) one signal
 def somp_literal(H: Tensor,  # (n_samples, d) signals
                  D: Tensor,  # (v, d) dictionary
                  n_atoms: int,  # most atoms to choose
-                 *, norm: int = 1,  # 1: sum of magnitudes (the paper), 2: energy
+                 *, rule: str = 'magnitude',  # sum of magnitudes (the paper), or 'energy'
                  center: bool = True,  # take out the mean over samples first
-                 normalize: bool = True,  # scale atoms to unit length before choosing
+                 unit_atoms: bool = True,  # scale atoms to unit length before choosing
                  dtype: torch.dtype = torch.float64,  # precision of all arithmetic
                  ) -> Pursuit:
     "SOMP as in the paper's algorithm: full residual, least-squares refit at each step; O(t n v d) time"
-    H, D, n_atoms, _ = _inputs(H, D, n_atoms, norm)
+    H, D, n_atoms, _ = _inputs(H, D, n_atoms, rule)
     H, D = H.to(dtype), D.to(dtype)
     H, mean = _centered(H, center)
     U, norms = _unit(D)
-    weight, total = (torch.ones_like(norms) if normalize else norms), H.square().sum()
+    weight, total = (torch.ones_like(norms) if unit_atoms else norms), H.square().sum()
     R, left, support, explained, coef = H, (norms > 0).to(dtype), [], [], H[:, :0]
     while len(support) < n_atoms and R.square().sum() > _TOL * total and _outside(left, dtype).any():
-        scores = (weight * (R @ U.T)).abs().pow(norm).sum(0)
+        scores = (weight * (R @ U.T)).abs().pow(_POWER[rule]).sum(0)
         support.append(_best(scores, left).item())
         A = U[support]
         coef = torch.linalg.lstsq(A.T, H.T, driver='gelsd' if H.device.type == 'cpu' else None).solution.T
@@ -142,25 +144,25 @@ def somp_literal(H: Tensor,  # (n_samples, d) signals
 
 # %% ../nbs/00_pursuit.ipynb #891acb23
 def _deflate(A: Tensor,  # (v, n) correlations, changed in place
-             g: Tensor, a: Tensor, norm: int) -> Tensor:  # (v,)
+             g: Tensor, a: Tensor, q: int) -> Tensor:  # (v,)
     "Subtract `g aᵀ` and return the rows' new norms to the power of the rule, block by block so that a block is touched once while in cache"
     block = max(1, 2**20 // A.shape[1]) if A.device.type == 'cpu' else len(A)
-    scores = [torch.linalg.vector_norm(x.addr_(y, a, alpha=-1), ord=norm, dim=1) for x, y in zip(A.split(block), g.split(block))]
-    return torch.cat(scores).pow_(norm)
+    scores = [torch.linalg.vector_norm(x.addr_(y, a, alpha=-1), ord=q, dim=1) for x, y in zip(A.split(block), g.split(block))]
+    return torch.cat(scores).pow_(q)
 
 def _pursue(A: Tensor,  # (heads, v, n) correlations of unit atoms with each head's signals; overwritten
             D: Tensor,  # (v, d) dictionary
             scale: Tensor,  # (v,) factor that makes each atom a unit atom; 0 for a zero atom
             weight: Tensor,  # (v,) weight of each atom in the choice
             total: Tensor,  # (heads,) energy of the signals
-            n_atoms: int, norm: int,
+            n_atoms: int, q: int,
             ) -> tuple[Tensor, Tensor, Tensor]:  # support (heads, t), -1 once exhausted; components (heads, t, n); atoms' components G (heads, t, v)
     "Greedy choice by rank-one updates of the correlations, for heads that share a dictionary"
     (h, v, n), rows = A.shape, torch.arange(len(A), device=A.device)
     left = (scale > 0).double().expand(h, v).clone()
     G, parts, support = A.new_zeros(h, n_atoms, v), A.new_zeros(h, n_atoms, n), torch.full((h, n_atoms), -1, device=A.device)
-    weight, rest = weight.pow(norm), total.double()
-    scores = torch.linalg.vector_norm(A, ord=norm, dim=2).pow_(norm)
+    weight, rest = weight.pow(q), total.double()
+    scores = torch.linalg.vector_norm(A, ord=q, dim=2).pow_(q)
     for t in range(n_atoms):
         on = (rest > _TOL * total) & _outside(left, A.dtype).any(1)
         if not on.any(): break
@@ -168,7 +170,7 @@ def _pursue(A: Tensor,  # (heads, v, n) correlations of unit atoms with each hea
         rho = left[rows, p].clamp_min(_TOL).sqrt().to(A)[:, None]
         G[:, t] = (_cosines(p, D, scale).to(A) - torch.einsum('ht,htv->hv', G[rows, :t, p], G[:, :t])) / rho * on[:, None]
         parts[:, t] = A[rows, p] / rho * on[:, None]
-        for i in on.nonzero().flatten().tolist(): scores[i] = _deflate(A[i], G[i, t], parts[i, t], norm)
+        for i in on.nonzero().flatten().tolist(): scores[i] = _deflate(A[i], G[i, t], parts[i, t], q)
         left = (left - G[:, t].double().square()).clamp_min_(0); left[rows, p] = 0
         rest = rest - parts[:, t].double().square().sum(1)
         support[on, t] = p[on]
@@ -178,20 +180,20 @@ def _pursue(A: Tensor,  # (heads, v, n) correlations of unit atoms with each hea
 def somp(H: Tensor,  # (n_samples, d) signals; with `W`: (n_samples, k) coordinates Z of the signals Z Wᵀ
          D: Tensor,  # (v, d) dictionary
          n_atoms: int,  # most atoms to choose
-         *, norm: int = 1,  # 1: sum of magnitudes over samples (the paper), 2: energy
+         *, rule: str = 'magnitude',  # sum of magnitudes over samples (the paper), or 'energy'
          center: bool = True,  # take out the mean over samples first
-         normalize: bool = True,  # scale atoms to unit length before choosing
+         unit_atoms: bool = True,  # scale atoms to unit length before choosing
          W: Tensor | None = None,  # (d, k) output matrix of a head
          ) -> Pursuit:
     "SOMP (Tropp 2006; paper, Section 3), in the precision of `H`; O(nvd + t(nv + vd)) time, or O(vdk + nvk + t(nv + vd)) with `W`"
-    Z, D, n_atoms, W = _inputs(H, D, n_atoms, norm, W)
+    Z, D, n_atoms, W = _inputs(H, D, n_atoms, rule, W)
     if center and len(Z) == 1: warnings.warn('one sample minus its own mean is zero: pass center=False', stacklevel=2)
     Z, z_mean = _centered(Z, center)
     norms, scale = _lengths(D)
     if W is None: A, total, mean = D @ Z.T, Z.square().sum(), z_mean
     else: A, total, mean = (D @ W) @ Z.T, _energy(Z.T @ Z, W), W @ z_mean
-    A, weight = (A * scale[:, None])[None], torch.ones_like(norms) if normalize else norms
-    s, parts, G = (x[0] for x in _pursue(A, D, scale, weight, total[None], n_atoms, norm))
+    A, weight = (A * scale[:, None])[None], torch.ones_like(norms) if unit_atoms else norms
+    s, parts, G = (x[0] for x in _pursue(A, D, scale, weight, total[None], n_atoms, _POWER[rule]))
     s = s[s >= 0]
     parts, basis = parts[:len(s)].T, G[:len(s), s].T.tril()
     explained = parts.square().sum(0).cumsum(0) / total
@@ -201,10 +203,10 @@ def somp(H: Tensor,  # (n_samples, d) signals; with `W`: (n_samples, k) coordina
 def omp(h: Tensor,  # (d,) one signal
         D: Tensor,  # (v, d) dictionary
         n_atoms: int,  # most atoms to choose
-        *, normalize: bool = True,  # scale atoms to unit length before choosing
+        *, unit_atoms: bool = True,  # scale atoms to unit length before choosing
         ) -> Pursuit:
     "Orthogonal matching pursuit of one signal (Pati 1993): SOMP with a single, uncentred sample"
-    return somp(torch.as_tensor(h)[None], D, n_atoms, center=False, normalize=normalize)
+    return somp(torch.as_tensor(h)[None], D, n_atoms, center=False, unit_atoms=unit_atoms)
 
 # %% ../nbs/00_pursuit.ipynb #851acd42
 def orthonormal_basis(D: Tensor,  # (v, d) atoms
@@ -227,12 +229,12 @@ def somp_moments(C: Tensor,  # (heads, k, k) covariance (or second moment) of z 
                  W: Tensor,  # (heads, d, k) output matrices
                  D: Tensor,  # (v, d) dictionary; its dtype is that of the matrix products, at least float32 that of all else
                  n_atoms: int,  # most atoms to choose per head
-                 *, normalize: bool = True,  # scale atoms to unit length before choosing
+                 *, unit_atoms: bool = True,  # scale atoms to unit length before choosing
                  ) -> tuple[Tensor, Tensor]:  # support (heads, t), -1 once a head is exhausted; explained (heads, t)
     "SOMP with the energy rule for many heads at once, from second moments alone; O(v d k) a head, then O(v d) a step"
     n_atoms, (norms, scale) = min(n_atoms, len(D)), _lengths(D)
     P = _seen_by_heads(D, scale, W)
-    C, W, weight = C.to(P), W.to(P), (torch.ones_like(norms) if normalize else norms).to(P).square()
+    C, W, weight = C.to(P), W.to(P), (torch.ones_like(norms) if unit_atoms else norms).to(P).square()
     E, total = ((P @ C) * P).sum(-1).double(), _energy(C, W).double()
     n, v = E.shape
     left = (norms > 0).double().expand(n, v).clone()
@@ -267,13 +269,13 @@ def somp_samples(Z: Tensor,  # (heads, n, k) samples of z
                  W: Tensor,  # (heads, d, k) output matrices
                  D: Tensor,  # (v, d) dictionary; its dtype is that of the matrix products, at least float32 that of all else
                  n_atoms: int,  # most atoms to choose per head
-                 *, norm: int = 1, center: bool = True, normalize: bool = True,
+                 *, rule: str = 'magnitude', center: bool = True, unit_atoms: bool = True,
                  ) -> tuple[Tensor, Tensor]:  # support (heads, t), -1 once a head is exhausted; explained (heads, t)
     "`somp` for many heads at once; O(vdk + nvk) a head, then O(nv + vd) a step; holds heads x v x n numbers"
     n_atoms, (norms, scale) = min(n_atoms, len(D)), _lengths(D)
     P = _seen_by_heads(D, scale, W)
-    Z, W, weight = torch.stack([_centered(z, center)[0] for z in Z.to(P)]), W.to(P), (torch.ones_like(norms) if normalize else norms).to(P)
+    Z, W, weight = torch.stack([_centered(z, center)[0] for z in Z.to(P)]), W.to(P), (torch.ones_like(norms) if unit_atoms else norms).to(P)
     total = _energy((Z.mT @ Z).double(), W)
-    support, parts, _ = _pursue(P @ Z.mT, D, scale, weight, total, n_atoms, norm)
+    support, parts, _ = _pursue(P @ Z.mT, D, scale, weight, total, n_atoms, _POWER[rule])
     gain = parts.double().square().sum(-1)
     return support, (gain.cumsum(1) / total.clamp_min(1e-300)[:, None]).clamp(max=1)

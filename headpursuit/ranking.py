@@ -74,20 +74,20 @@ def _write_matrix(model: HeadModel, layer: int, like: Tensor) -> Tensor:  # (hea
     "A layer's write matrices in the place and precision of `like`; moved before they are made more precise, which not every device can do"
     return model.write_matrix(layer).to(like.device).to(like.dtype)
 
-def _resolve_norm(norm: int | None, stats: HeadStats, greedy: bool) -> int:
+def _resolve_rule(rule: str | None, stats: HeadStats, greedy: bool) -> int:
     "The selection rule: the paper's where the samples are there, else energy"
-    if norm not in (None, 1, 2): raise ValueError(f'norm must be 1 (magnitude) or 2 (energy), got {norm}')
-    if norm == 1 and greedy and stats.samples is None: raise ValueError(
-        'the L1 rule needs the samples: capture(..., samples=True), or use norm=2, which needs the statistics alone')
-    return norm or (2 if stats.samples is None else 1)
+    if rule not in (None, 'magnitude', 'energy'): raise ValueError(f"rule must be 'magnitude' or 'energy', got {rule!r}")
+    if rule == 'magnitude' and greedy and stats.samples is None: raise ValueError(
+        "the magnitude rule needs the samples: capture(..., samples=True), or use rule='energy', which needs the statistics alone")
+    return rule or ('energy' if stats.samples is None else 'magnitude')
 
 # %% ../nbs/04_ranking.ipynb #abdb2476
 @torch.no_grad()
 def rank_heads(model: nn.Module | HeadModel, stats: HeadStats, concept: Concept,
                *, n_atoms: int = 50,  # step budget of the pursuit
-               norm: int | None = None,  # 1: magnitude, the paper's rule; 2: energy; default 1 if the samples were kept
+               rule: str | None = None,  # 'magnitude', the paper's, or 'energy'; default 'magnitude' if the samples were kept
                center: bool = True,  # variance around the mean; False: energy
-               normalize: bool = True,  # scale atoms to unit length before choosing
+               unit_atoms: bool = True,  # scale atoms to unit length before choosing
                fold_norm: bool = False,  # dictionary with the final norm's gain
                ) -> HeadRanking:
     "Every head's explained variance for a concept (paper, Section 3.3), in float64"
@@ -95,13 +95,13 @@ def rank_heads(model: nn.Module | HeadModel, stats: HeadStats, concept: Concept,
     if n_atoms < 1: raise ValueError(f'n_atoms must be at least 1, got {n_atoms}')
     D = concept.atoms(model.dictionary(fold_norm=fold_norm)).atoms.double()
     greedy = len(D) > n_atoms
-    norm, C, scores = _resolve_norm(norm, stats, greedy), _moments(stats, center), []
+    rule, C, scores = _resolve_rule(rule, stats, greedy), _moments(stats, center), []
     for l in range(model.n_layers):
         W, c = _write_matrix(model, l, D), C[l].to(D.device)
         if not greedy: scores.append(projection_score(c, W, D))
-        elif norm == 2: scores.append(somp_moments(c, W, D, n_atoms, normalize=normalize)[1][:, -1])
-        else: scores.append(somp_samples(stats.samples[:, l].transpose(0, 1).to(D), W, D, n_atoms, center=center, normalize=normalize)[1][:, -1])
-    rule = 'projection' if not greedy else {1: 'magnitude', 2: 'energy'}[norm]
+        elif rule == 'energy': scores.append(somp_moments(c, W, D, n_atoms, unit_atoms=unit_atoms)[1][:, -1])
+        else: scores.append(somp_samples(stats.samples[:, l].transpose(0, 1).to(D), W, D, n_atoms, center=center, unit_atoms=unit_atoms)[1][:, -1])
+    rule = rule if greedy else 'projection'
     return _ranking(torch.stack(scores), concept=concept.name, rule=rule, n_atoms=len(D), positions=stats.positions)
 
 # %% ../nbs/04_ranking.ipynb #d93bd6e7
@@ -169,19 +169,19 @@ def stand_out(ranking: HeadRanking, null: np.ndarray,  # from `null_scores`
 @torch.no_grad()
 def atlas(model: nn.Module | HeadModel, stats: HeadStats,
           n_atoms: int = 5,  # tokens per head
-          *, norm: int = 2,  # 2: energy, from the statistics; 1: the paper's rule, needs the samples
-          center: bool = True, normalize: bool = True, fold_norm: bool = False,
+          *, rule: str = 'energy',  # 2: energy, from the statistics; 1: the paper's rule, needs the samples
+          center: bool = True, unit_atoms: bool = True, fold_norm: bool = False,
           heads: Iterable[Head] | None = None,  # default: all
           dtype: torch.dtype = torch.float64,  # of the matrix products; bookkeeping is in at least float32, energies in float64
           memory: float = 4e9,  # bytes for what is held per chunk of heads, beside the dictionary
           progress: bool = True,
           ) -> pd.DataFrame:  # columns layer, head, step, token, token_id, explained
     "The tokens that SOMP picks for each head from the full vocabulary (paper, Tables 1 and 6)"
-    model = as_head_model(model); _check_fit(model, stats); norm = _resolve_norm(norm, stats, True)
+    model = as_head_model(model); _check_fit(model, stats); rule = _resolve_rule(rule, stats, True)
     wanted = sorted({model.check_head(h) for h in heads} if heads is not None else model.heads)
     D, C = model.dictionary(fold_norm=fold_norm), _moments(stats, center)
     A, rows = D.atoms.to(dtype), []
-    per_head = len(D) * max(4, dtype.itemsize) * (2 * model.head_dim + (3 * n_atoms if norm == 2 else stats.count + 2 * n_atoms))
+    per_head = len(D) * max(4, dtype.itemsize) * (2 * model.head_dim + (3 * n_atoms if rule == 'energy' else stats.count + 2 * n_atoms))
     at_once = max(1, int(memory // per_head))
     with tqdm(total=len(wanted), desc='atlas', disable=not progress, unit='head') as bar:
         for l, group in groupby(wanted, key=lambda h: h.layer):
@@ -189,8 +189,8 @@ def atlas(model: nn.Module | HeadModel, stats: HeadStats,
             for i in range(0, len(group), at_once):
                 h = torch.tensor([x.head for x in group[i:i + at_once]])
                 w = W[h.to(W.device)].to(A.device).to(torch.promote_types(dtype, torch.float32))
-                if norm == 2: s, e = somp_moments(C[l, h].to(w.device), w, A, n_atoms, normalize=normalize)
-                else: s, e = somp_samples(stats.samples[:, l, h].transpose(0, 1).to(w), w, A, n_atoms, center=center, normalize=normalize)
+                if rule == 'energy': s, e = somp_moments(C[l, h].to(w.device), w, A, n_atoms, unit_atoms=unit_atoms)
+                else: s, e = somp_samples(stats.samples[:, l, h].transpose(0, 1).to(w), w, A, n_atoms, center=center, unit_atoms=unit_atoms)
                 rows += [(l, x, t + 1, D.names[j], j, y) for x, ss, ee in zip(h.tolist(), s.tolist(), e.tolist()) for t, (j, y) in enumerate(zip(ss, ee)) if j >= 0]
                 bar.update(len(h))
     return pd.DataFrame(rows, columns=['layer', 'head', 'step', 'token', 'token_id', 'explained'])

@@ -127,9 +127,9 @@ def answers(model, batch):
     concept = Concept.from_words('things', ['sky', 'grass', 'roses', 'item'], tiny.TOK, multi='word')
     stats = capture(model, [batch] * 2, positions='all', samples=True, progress=False)
     yield stats.scatter
-    for norm in (1, 2):
-        yield torch.tensor(rank_heads(model, stats, concept, n_atoms=2, norm=norm).grid())
-        yield torch.tensor(atlas(model, stats, 2, norm=norm, progress=False)[['token_id', 'explained']].to_numpy())
+    for rule in ('magnitude', 'energy'):
+        yield torch.tensor(rank_heads(model, stats, concept, n_atoms=2, rule=rule).grid())
+        yield torch.tensor(atlas(model, stats, 2, rule=rule, progress=False)[['token_id', 'explained']].to_numpy())
     yield torch.tensor(rank_heads(model, stats, concept).grid())
     yield torch.tensor(rank_by_logit_lens(model, stats, concept, fold_norm=True).grid())
     with EDIT.applied(model): yield logits(model.model, batch).cpu()

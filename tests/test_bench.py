@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from headpursuit.bench import SHAPES, Machine, bench_atlas, bench_capture, bench_one_head, bench_scoring, machine, precision_errors, shrunk
+from headpursuit.dev.bench import SHAPES, Machine, bench_atlas, bench_capture, bench_one_head, bench_scoring, machine, precision_errors, shrunk
 
 SHAPE = replace(shrunk(SHAPES['Mistral-7B'], .01), layers=2)
 
@@ -13,7 +13,7 @@ def test_benchmarks_follow_the_model_to_its_device():
     away = pytest.importorskip('away', exc_type=ImportError)
     on = Machine(away.DEVICE, dict.fromkeys((torch.float32, torch.float64), 1e9), 1e9)
     with away.present():  # each of them compares its supports or scores with the literal algorithm's
-        rows = [bench_scoring(SHAPE, on, n=50), bench_atlas(SHAPE, on, n=50), bench_atlas(SHAPE, on, n=50, norm=1), *bench_one_head(SHAPE, on, n=50)]
+        rows = [bench_scoring(SHAPE, on, n=50), bench_atlas(SHAPE, on, n=50), bench_atlas(SHAPE, on, n=50, rule='magnitude'), *bench_one_head(SHAPE, on, n=50)]
         errors, overhead = precision_errors(SHAPE, away.DEVICE), bench_capture(replace(SHAPE, layers=1, heads=4), on, pairs=1)
     assert all(r['ratio'] > 0 and r['floor_seconds'] > 0 for r in rows)
     assert errors.same_first_token.iloc[0] == 1 and errors.largest_error.max() < .1

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from headpursuit import HeadModel, HeadStats, capture, pocket_path
-from headpursuit.worlds import reading_questions
+from headpursuit.pocket.reading import reading_questions
 
 WORKER = '''
 import sys, time, torch, torch.distributed as dist
 torch.set_num_threads(1)
 from headpursuit import HeadModel, pocket_path
 from headpursuit.distributed import capture_shards
-from headpursuit.worlds import reading_questions
+from headpursuit.pocket.reading import reading_questions
 folder, slow = sys.argv[1], float(sys.argv[2])
 dist.init_process_group('gloo')
 model = HeadModel.from_pretrained(pocket_path())

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from headpursuit import Concept, HeadModel, atlas, capture, pocket_path, rank_heads, reading_questions
 from headpursuit.explorer import Explorer, explore
-from headpursuit.worlds import reading_concepts
+from headpursuit.pocket.reading import reading_concepts
 
 EVIL = '</script><img src=x onerror="document.title = 1">'
 

@@ -18,9 +18,9 @@ from papermill.exceptions import PapermillExecutionError
 from headpursuit.cli import EXPERIMENTS, main
 from headpursuit.dictionary import builtin_concepts
 from headpursuit.editing import HeadEdit
-from headpursuit.experiments import off_target
+from headpursuit.generation import off_target
 from headpursuit.heads import HeadModel
-from headpursuit.sources import IMAGE_MARKS, load_model, model_family
+from headpursuit.presets import IMAGE_MARKS, load_model, model_family
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from headpursuit import HeadModel, capture, effects, flip_heads, generate, heads_needed, pocket_path, rank_heads
 from headpursuit.capture import HeadStats
 from headpursuit.cli import main
-from headpursuit.worlds import neutral_text, reading_concepts, reading_corpus, reading_questions, split_of
+from headpursuit.pocket.reading import neutral_text, reading_concepts, reading_corpus, reading_questions, split_of
 
 
 @pytest.fixture(scope='module')

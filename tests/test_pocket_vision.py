@@ -6,8 +6,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from headpursuit import Concept, HeadModel, answer, capture, generate, pocket_path, rank_heads
 from headpursuit.experiments import relative, write_under_edits
 from headpursuit.metrics import cider, concept_counts
-from headpursuit.scenes import caption_scenes, check_caption
-from headpursuit.sources import captioning, image_classification
+from headpursuit.pocket.seeing import caption_scenes, check_caption
+from headpursuit.presets import captioning, image_classification
 
 
 @pytest.fixture(scope='module')

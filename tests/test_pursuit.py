@@ -8,7 +8,7 @@ from sklearn.linear_model import orthogonal_mp
 from headpursuit.pursuit import matching_pursuit, omp, orthonormal_basis, projection_score, somp, somp_literal, somp_moments
 
 problem = st.fixed_dictionaries(dict(n=st.integers(2, 60), d=st.integers(2, 40), v=st.integers(1, 60), k=st.integers(1, 12), t=st.integers(1, 15),
-                                     noise=st.sampled_from([0., .1, 3.]), center=st.booleans(), normalize=st.booleans(), seed=st.integers(0, 2**31)))
+                                     noise=st.sampled_from([0., .1, 3.]), center=st.booleans(), unit_atoms=st.booleans(), seed=st.integers(0, 2**31)))
 
 
 def draw(n, d, v, k, noise, seed, **_):
@@ -20,10 +20,10 @@ def draw(n, d, v, k, noise, seed, **_):
 
 
 @settings(max_examples=150, deadline=None)
-@given(problem, st.sampled_from([1, 2]))
-def test_somp_is_the_literal_algorithm(p, norm):
+@given(problem, st.sampled_from(['magnitude', 'energy']))
+def test_somp_is_the_literal_algorithm(p, rule):
     Z, W, D = draw(**p)
-    H, options = Z @ W.T, dict(norm=norm, center=p['center'], normalize=p['normalize'])
+    H, options = Z @ W.T, dict(rule=rule, center=p['center'], unit_atoms=p['unit_atoms'])
     slow = somp_literal(H, D, p['t'], **options)
     for fast in (somp(H, D, p['t'], **options), somp(Z, D, p['t'], W=W, **options)):
         same_support(fast.support, slow)
@@ -42,8 +42,8 @@ def same_support(support, slow):
 def test_moments_are_the_literal_algorithm_with_the_energy_rule(p):
     Z, W, D = draw(**p)
     X = Z - Z.mean(0) if p['center'] else Z
-    support, explained = somp_moments((X.T @ X / len(X))[None], W[None], D, p['t'], normalize=p['normalize'])
-    slow = somp_literal(Z @ W.T, D, p['t'], norm=2, center=p['center'], normalize=p['normalize'])
+    support, explained = somp_moments((X.T @ X / len(X))[None], W[None], D, p['t'], unit_atoms=p['unit_atoms'])
+    slow = somp_literal(Z @ W.T, D, p['t'], rule='energy', center=p['center'], unit_atoms=p['unit_atoms'])
     same_support(support[0], slow)
     torch.testing.assert_close(explained[0, :len(slow)], slow.explained, atol=1e-6, rtol=0)
     if p['t'] >= p['v'] and len(slow):

@@ -14,9 +14,10 @@ import pandas as pd
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from headpursuit.bench import paired
+from headpursuit.dev.bench import paired
 from headpursuit.capture import capture, stats_of
-from headpursuit.experiments import pocket_path, versions
+from headpursuit.generation import versions
+from headpursuit.presets import pocket_path
 from headpursuit.heads import HeadModel
 
 model = HeadModel.from_pretrained(pocket_path())

@@ -241,7 +241,7 @@ def build(site: Path) -> dict[str, list[str]]:  # problems of each file
     "Render every page to `site` and return the problems"
     from nbdev.quarto import refresh_quarto_yml
     from nbdev.serve import proc_nbs
-    from headpursuit.site import add_notebooks
+    from headpursuit.dev.site import add_notebooks
     refresh_quarto_yml()
     try: proc = Path(proc_nbs(n_workers=0, force=True))
     except Exception as error:
