@@ -63,7 +63,21 @@ def dose_response(table: pd.DataFrame,  # columns `dose`, series, value, low, hi
     return ax
 
 # %% ../nbs/07_plots.ipynb #be5484a2
-def effect_plot(table, **k): pass
+def effect_plot(table: pd.DataFrame,  # as returned by `effects`: one row per target concept
+                *, title: str = '', ax: plt.Axes | None = None) -> plt.Axes:
+    "Relative accuracy on target, others and under random heads, one row per concept, with intervals"
+    if ax is None: _, ax = plt.subplots(figsize=(5.2, .7 + .34 * len(table)))
+    y = np.arange(len(table))
+    for i, (label, name, low, high) in enumerate([('other concepts', 'others', 'others_low', 'others_high'),
+                                                  ('target, random heads', 'random', 'random_low', 'random_high'), ('target, chosen heads', 'edited', 'low', 'high')]):
+        t = table[[name, low, high]].to_numpy(float).T
+        ax.errorbar(t[0], y + .2 * (i - 1), xerr=np.clip([t[0] - t[1], t[2] - t[0]], 0, None), fmt='sDo'[i], color=f'C{[2, 7, 3][i]}', ms=5, lw=1.2, label=label)
+    ax.axvline(1, color='.4', lw=.8, ls=':')
+    ax.set(yticks=y, yticklabels=table.target, xlabel='accuracy relative to the unedited model', title=title, xlim=(-.05, None), ylim=(len(table) - .5, -.5))
+    ax.grid(axis='y', visible=False)
+    below = ax.transAxes + ScaledTranslation(0, -.45, ax.figure.dpi_scale_trans)  # inches
+    ax.legend(loc='upper center', bbox_to_anchor=(.5, 0), bbox_transform=below, ncols=3, frameon=False)
+    return ax
 
 # %% ../nbs/07_plots.ipynb #548d2eea
 def token_table(atlas: pd.DataFrame,  # as returned by `atlas`
