@@ -98,7 +98,7 @@ def load_source(name: str,  # a key of `SOURCES`
 
 # %% ../nbs/16_material.ipynb #42732659
 def _text(x: str | dict | list) -> str:
-    "The text by which a row is told from others: of a prompt, of a prompt with its scores, of captions"
+    "The text by which a row is told from others"
     if isinstance(x, str): return x
     return repr(x['text'] if isinstance(x, dict) else x)
 
@@ -111,7 +111,8 @@ def _part(data: Dataset,
     "Half of a data set that has a single split; any other as it is"
     if source.train != source.test: return data
     halves = dict(train=128, test=128)
-    return data.select([i for i, x in enumerate(data[column]) if split_of(_text(x), halves) == part])
+    own = [i for i, x in enumerate(data[column]) if split_of(_text(x), halves) == part]
+    return data.select(own)
 
 # %% ../nbs/16_material.ipynb #625f62ad
 def _some(data: Dataset,
@@ -141,7 +142,7 @@ def triviaqa_questions(part: str,  # 'train' or 'test'
     "TriviaQA with the paper's prompt, split into country answers and others"
     countries = {c.lower() for c in builtin_concepts()['countries']}
     data = load_source('triviaqa', part, folder)
-    once = pd.Series(data['question_id']).drop_duplicates().index  # not for each place of its answer
+    once = pd.Series(data['question_id']).drop_duplicates().index  # not once a document
     rows = []
     for r in _some(data.select(once), n, seed):
         concept = 'countries' if r['answer']['value'].lower() in countries else 'other'

@@ -28,7 +28,7 @@ def pocket_path(name: str = 'language',  # or 'vision'
     return root / name
 
 # %% ../nbs/10_presets.ipynb #6b7610a8
-MODELS: dict[str, dict[str, Callable[[], Path] | str]] = {  # of each preset: a folder to look up, or a name
+MODELS: dict[str, dict[str, Callable[[], Path] | str]] = {  # a folder to look up, or a name
     'pocket': dict(text=lambda: pocket_path('language'), vision=lambda: pocket_path('vision')),
     'small': dict(text=small_path),
     'paper': dict(text='mistralai/Mistral-7B-Instruct-v0.2',
