@@ -1,4 +1,7 @@
-"Every experiment with the paper's preset, from files to results, on tiny random models of the paper's classes and tiny files with the real columns"
+"""Every experiment with the paper's preset, from files to results
+
+On tiny random models of the paper's classes, and tiny files with the real columns.
+"""
 import copy
 import json
 import shutil
@@ -15,41 +18,81 @@ import transformers as tf
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 from papermill.exceptions import PapermillExecutionError
 
-from headpursuit.cli import EXPERIMENTS, main
+from headpursuit.cli import main
 from headpursuit.dictionary import builtin_concepts
 from headpursuit.editing import HeadEdit
+from headpursuit.experiments import Condition
 from headpursuit.generation import off_target
 from headpursuit.heads import HeadModel
-from headpursuit.presets import IMAGE_MARKS, load_model, model_family
+from headpursuit.material import IMAGE_MARKS, model_family
+from headpursuit.presets import SETTINGS, load_model
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt
 
 NOTEBOOKS = Path(__file__).parent.parent / 'nbs' / 'experiments'
 WORDS = builtin_concepts()
-CLASSES = dict(mnist=['0', '1', '2'], svhn=['0', '1', '2'], eurosat=['annual crop land', 'forest'], resisc45=['baseball_diamond', 'airplane'],
-               dtd=['banded', 'dotted'], gtsrb=['red and white circle 20 kph speed limit', 'stop'])
-SPOKEN = [' ' + w for c in ('countries', 'insults', 'colours', 'sentiments_positive', 'sentiments_negative', 'quantities') for w in WORDS[c]]
+CLASSES = dict(
+    mnist=['0', '1', '2'],
+    svhn=['0', '1', '2'],
+    eurosat=['annual crop land', 'forest'],
+    resisc45=['baseball_diamond', 'airplane'],
+    dtd=['banded', 'dotted'],
+    gtsrb=['red and white circle 20 kph speed limit', 'stop'],
+)
+SPOKEN = [f' {w}' for c in ('countries', 'insults', 'colours', 'sentiments_positive',
+                            'sentiments_negative', 'quantities') for w in WORDS[c]]
 
 
-def pictures(n, **columns):  # name -> (feature, function of the row number)
-    rows = [dict(image=tiny.image(i), **{c: f(i) for c, (_, f) in columns.items()}) for i in range(n)]
-    return Dataset.from_list(rows, Features(image=Image(), **{c: t for c, (t, _) in columns.items()}))
+def pictures(n, **columns):
+    "Rows with an image and further columns, name -> (feature, function of the row number)"
+    rows = [dict(image=tiny.image(i)) for i in range(n)]
+    for name, (_, value) in columns.items():
+        for i, row in enumerate(rows): row[name] = value(i)
+    kinds = {name: kind for name, (kind, _) in columns.items()}
+    return Dataset.from_list(rows, Features(image=Image(), **kinds))
+
+
+def trivia(n):
+    "TriviaQA's columns"
+    rows = []
+    for i in range(n):
+        value = 'Beethoven' if i % 2 else WORDS['countries'][i]
+        answer = dict(aliases=[value, value.upper()], normalized_aliases=[value.lower()],
+                      type='WikipediaEntity', value=value)
+        rows.append(dict(question=f'Which item is number {i}?', question_id=f'tc_{i}',
+                         question_source='http://www.triviacountry.com/',
+                         entity_pages=dict(title=[]), search_results=dict(url=[]), answer=answer))
+    return Dataset.from_list(rows)
+
+
+def toxic_prompts(n):
+    "RealToxicityPrompts' columns"
+    def scored(i): return dict(text=f'He said number {i}', toxicity=.1 * (i % 9), profanity=.1)
+    return Dataset.from_list([dict(filename='x.txt', begin=i, end=i + 9, challenging=False,
+                                   prompt=scored(i), continuation=scored(i + 1)) for i in range(n)])
 
 
 def write_data(folder):
     "The paper's data sets with their real columns, a few rows each"
-    def trivia(n): return Dataset.from_list([dict(question=f'Which item is number {i}?', question_id=f'tc_{i}', question_source='http://www.triviacountry.com/', entity_pages=dict(title=[]),
-        search_results=dict(url=[]), answer=dict(aliases=[v, v.upper()], normalized_aliases=[v.lower()], type='WikipediaEntity', value=v))
-        for i in range(n) for v in ['Beethoven' if i % 2 else WORDS['countries'][i]]])
-    def toxic(i): return dict(text=f'He said number {i}', toxicity=.1 * (i % 9), profanity=.1)
-    data = dict(triviaqa=DatasetDict(train=trivia(12), validation=trivia(8)),
-                rtp=DatasetDict(train=Dataset.from_list([dict(filename='x.txt', begin=i, end=i + 9, challenging=False, prompt=toxic(i), continuation=toxic(i + 1)) for i in range(24)])),
-                tet=DatasetDict(train=Dataset.from_list([dict(conversation_id=f'c{i}', metrics=dict(TOXICITY=.5), query=f'Tell me a joke about {i}') for i in range(24)])),
-                flickr30k=DatasetDict(test=pictures(16, caption=(List(Value('string')), lambda i: [f'A dog on grass {i}', 'Two red dogs', 'The sky']),
-                                                    sentids=(List(Value('string')), lambda i: [str(i)]), img_id=(Value('string'), str), filename=(Value('string'), lambda i: f'{i}.jpg'))))
+    jokes = [f'Tell me a joke about {i}' for i in range(24)]
+    tet = [dict(conversation_id=str(i), metrics=dict(TOXICITY=.5), query=q) for i, q in enumerate(jokes)]
+    def captions(i): return [f'A dog on grass {i}', 'Two red dogs', 'The sky']
+    flickr = pictures(
+        16,
+        caption=(List(Value('string')), captions),
+        sentids=(List(Value('string')), lambda i: [str(i)]),
+        img_id=(Value('string'), str),
+        filename=(Value('string'), lambda i: f'{i}.jpg'))
+    data = dict(
+        triviaqa=DatasetDict(train=trivia(12), validation=trivia(8)),
+        rtp=DatasetDict(train=toxic_prompts(24)),
+        tet=DatasetDict(train=Dataset.from_list(tet)),
+        flickr30k=DatasetDict(test=flickr))
     for name, names in CLASSES.items():
-        data[name] = DatasetDict({part: pictures(6, label=(ClassLabel(names=names), lambda i: i % len(names))) for part in ('train', 'test')})
+        kind, n = ClassLabel(names=names), len(names)
+        label = (kind, lambda i, n=n: i % n)
+        data[name] = DatasetDict({part: pictures(6, label=label) for part in ('train', 'test')})
     for name, parts in data.items(): parts.save_to_disk(folder / name)
 
 
@@ -59,21 +102,27 @@ def save(model, processor, folder):
     tokenizer = getattr(processor, 'tokenizer', processor)
     tokenizer.add_tokens(SPOKEN)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    model.save_pretrained(folder); processor.save_pretrained(folder)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
     return processor
 
 
 class QwenProcessor:
-    "What Qwen's processor does with images and text; the real one refuses to load without torchvision, even for images alone"
+    "What Qwen's processor does with images and text; the real one needs torchvision to load"
     def __init__(self):
         self.tokenizer = copy.deepcopy(tiny.TOK)
-        self.images = tf.Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=56 * 56, patch_size=14, merge_size=2, temporal_patch_size=2)
+        self.images = tf.Qwen2VLImageProcessorPil(
+            min_pixels=28 * 28, max_pixels=56 * 56, patch_size=14, merge_size=2,
+            temporal_patch_size=2)
 
     def __call__(self, text, images, **options):
         x = self.images(images=[i for one in images for i in one], return_tensors='pt')
         sizes = [int(n) for n in x['image_grid_thw'].prod(1) // 4]
-        batch = self.tokenizer([t.replace('<|image_pad|>', '<|image_pad|>' * n) for t, n in zip(text, sizes, strict=True)], **options, return_token_type_ids=False)
-        return dict(batch, **x, mm_token_type_ids=(batch['input_ids'] == tiny.ID('<|image_pad|>')).int())
+        mark = '<|image_pad|>'
+        texts = [t.replace(mark, mark * n) for t, n in zip(text, sizes, strict=True)]
+        batch = self.tokenizer(texts, **options, return_token_type_ids=False)
+        kinds = (batch['input_ids'] == tiny.ID(mark)).int()
+        return dict(batch, **x, mm_token_type_ids=kinds)
 
     def save_pretrained(self, folder): self.tokenizer.save_pretrained(folder)
 
@@ -83,7 +132,8 @@ def vision_model(family):
     config, _, processor = tiny.VISION_CONFIGS[family.removesuffix('_vicuna')]()
     if family.endswith('_vicuna'): config.text_config = tf.LlamaConfig(**tiny.TEXT)
     torch.manual_seed(0)
-    return tiny.randomise(tf.AutoModelForImageTextToText.from_config(config)), processor or QwenProcessor()
+    model = tf.AutoModelForImageTextToText.from_config(config)
+    return tiny.randomise(model), processor or QwenProcessor()
 
 
 @pytest.fixture(scope='module')
@@ -100,33 +150,40 @@ def mistral(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope='module', params=['llava_next', 'llava_next_vicuna', 'gemma3_vision', 'qwen2_5_vl'])
+@pytest.fixture(scope='module',
+                params=['llava_next', 'llava_next_vicuna', 'gemma3_vision', 'qwen2_5_vl'])
 def seeing(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     processor = save(*vision_model(request.param), folder)
     with pytest.MonkeyPatch.context() as m:
-        if request.param == 'qwen2_5_vl': m.setattr(tf.AutoProcessor, 'from_pretrained', lambda *args, **kwargs: processor)
+        if request.param == 'qwen2_5_vl':
+            m.setattr(tf.AutoProcessor, 'from_pretrained', lambda *args, **kwargs: processor)
         yield folder
 
 
 @pytest.fixture(scope='module')
 def classifier(tmp_path_factory):
     folder = tmp_path_factory.mktemp('classifier')
-    config = tf.RobertaConfig(vocab_size=len(tiny.TOK), hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=514,
-                              pad_token_id=3, id2label={0: 'neutral', 1: 'toxic'}, label2id=dict(neutral=0, toxic=1))
+    config = tf.RobertaConfig(
+        vocab_size=len(tiny.TOK), hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=514, pad_token_id=3,
+        id2label={0: 'neutral', 1: 'toxic'}, label2id=dict(neutral=0, toxic=1))
     torch.manual_seed(0)
     tf.RobertaForSequenceClassification(config).save_pretrained(folder)
-    tf.PreTrainedTokenizerFast(tokenizer_object=tiny.TOK.backend_tokenizer, model_max_length=512, pad_token='<pad>', unk_token='<unk>').save_pretrained(folder)
+    tf.PreTrainedTokenizerFast(
+        tokenizer_object=tiny.TOK.backend_tokenizer, model_max_length=512, pad_token='<pad>',
+        unk_token='<unk>').save_pretrained(folder)
     return folder
 
 
 def run(experiment, out=None, /, **parameters):
-    "Execute a notebook's code in this process with other parameters; its results, if `out` is given"
+    "Execute a notebook's code in this process; its results, if `out` is given"
     space = {}
-    for cell in json.loads((NOTEBOOKS / f'{experiment}.ipynb').read_text(encoding='utf-8'))['cells']:
+    notebook = json.loads((NOTEBOOKS / f'{experiment}.ipynb').read_text(encoding='utf-8'))
+    for cell in notebook['cells']:
         if cell['cell_type'] != 'code': continue
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # a random model never says some words: that is warned about
+            warnings.simplefilter('ignore')  # a random model never says some words
             exec(compile(''.join(cell['source']), f'{experiment}.ipynb', 'exec'), space)
         if 'parameters' in cell['metadata'].get('tags', []):
             assert parameters.keys() <= space.keys()
@@ -134,57 +191,71 @@ def run(experiment, out=None, /, **parameters):
     plt.close('all')
     if out is None: return
     table = pd.read_parquet(out / 'results.parquet')
-    measured = table[table.selection.isin(['none', 'SOMP'])] if 'sample' in table else table  # CIDEr is of these alone
-    assert len(measured) and np.isfinite(measured.select_dtypes('number')).all(axis=None) and list(out.glob('*.png'))
+    assert len(table) and np.isfinite(table.select_dtypes('number')).all(axis=None)
+    assert list(out.glob('*.png'))
     return table
 
 
-OUTCOMES = ['target', 'selection', 'draw', 'heads', 'concept', 'before', 'after', 'k']
-TEXTS = ['target', 'selection', 'draw', 'alpha', 'heads', 'sample', 'text']
+CONDITION = list(Condition._fields)
 
 
 def test_atlas(mistral, data, tmp_path):
     table = run('atlas', tmp_path, model_id=str(mistral), folder=str(data), n_train=6, n_atoms=3)
-    assert list(table) == ['layer', 'head', 'step', 'token', 'token_id', 'explained'] and len(table) == 8 * 3
+    assert list(table) == ['layer', 'head', 'step', 'token', 'token_id', 'explained']
+    assert len(table) == 8 * 3
 
 
 def test_question_answering(mistral, data, tmp_path):
-    table = run('question_answering', tmp_path, model_id=str(mistral), folder=str(data), ks=[1, 2], n_train=8, n_test=8, n_draws=2, n_null=2)
-    assert list(table) == OUTCOMES and set(table.target) == {'countries'} and set(table.concept) == {'countries', 'other'}
+    table = run('question_answering', tmp_path, model_id=str(mistral), folder=str(data),
+                ks=[1, 2], n_train=8, n_test=8, n_draws=2, n_null=2)
+    assert list(table) == [*CONDITION, 'sample', 'concept', 'prediction', 'correct']
+    assert set(table.target) == {'', 'countries'} and set(table.concept) == {'countries', 'other'}
 
 
 @pytest.mark.parametrize('name', ['rtp', 'tet'])
 def test_toxicity(name, mistral, data, classifier, tmp_path):
     words = WORDS['insults'][:4] + ['secret', 'number']
-    table = run('toxicity', tmp_path, name=name, model_id=str(mistral), classifier_id=str(classifier), folder=str(data), toxic_words=words, ks=[1, 2], n_train=6, n_test=4, n_draws=2)
-    assert list(table) == [*TEXTS, 'k', 'toxic', 'held-out words', 'shown words', 'words', 'other words']
-    assert set(table.selection) == {'none', 'SOMP', 'logit lens', 'random'} and set(table.toxic) <= {0., 1.}
+    table = run('toxicity', tmp_path, name=name, model_id=str(mistral),
+                classifier_id=str(classifier), folder=str(data), toxic_words=words, ks=[1, 2],
+                n_train=6, n_test=4, n_draws=2)
+    counted = ['toxic', 'held-out words', 'shown words', 'words', 'other words']
+    assert list(table) == [*CONDITION, 'sample', 'text', *counted]
+    assert set(table.selection) == {'none', 'SOMP', 'logit lens', 'random'}
+    assert set(table.toxic) <= {0., 1.}
 
 
 def test_image_classification(seeing, data, tmp_path):
-    table = run('image_classification', tmp_path, model_id=str(seeing), folder=str(data), ks=[1], n_train=3, n_test=3, n_draws=1)
-    assert list(table) == OUTCOMES and set(table.target) == set(table.concept) == set(CLASSES)
+    table = run('image_classification', tmp_path, model_id=str(seeing), folder=str(data),
+                ks=[1], n_train=3, n_test=3, n_draws=1)
+    assert list(table) == [*CONDITION, 'sample', 'concept', 'prediction', 'correct']
+    assert set(table.target) - {''} == set(table.concept) == set(CLASSES)
 
 
 def test_captioning(seeing, data, tmp_path):
-    table = run('captioning', tmp_path, model_id=str(seeing), folder=str(data), ks=[1], n_train=3, n_test=3, n_draws=1)
-    concepts = ['colours', 'sentiments', 'quantities']
-    assert list(table) == [*TEXTS, 'k', *concepts, 'cider', *(f'cider without {c}' for c in concepts)]
+    table = run('captioning', tmp_path, model_id=str(seeing), folder=str(data), ks=[1],
+                n_train=3, n_test=3, n_draws=1)
+    assert list(table) == [*CONDITION, 'sample', 'text']
+    assert set(table.target) - {''} == {'colours', 'sentiments', 'quantities'}
 
 
 def test_strength(seeing, data, tmp_path):
-    table = run('strength', tmp_path, model_id=str(seeing), folder=str(data), k=1, alphas=[-1, 5], n_train=3, n_test=3)
-    assert list(table) == [*TEXTS, 'colours', 'sentiments', 'quantities', 'cider'] and set(table.alpha) == {-1, 1, 5}
+    table = run('strength', tmp_path, model_id=str(seeing), folder=str(data), k=1,
+                alphas=[-1, 5], n_train=3, n_test=3)
+    assert list(table) == [*CONDITION, 'sample', 'text'] and set(table.alpha) == {-1, 1, 5}
 
 
 def test_off_target_counts_the_answer_alone(seeing):
     model = load_model('paper', 'vision', str(seeing))
-    sample = dict(text=f'{IMAGE_MARKS[model_family(model)]} The sky', image=tiny.image(), answer='is blue, go on')
-    moved = off_target(model, [sample, dict(sample, answer='is')], HeadEdit(['0.1', '1.2'], -1), batch_size=1).iloc[0]
+    prompt = f'{IMAGE_MARKS[model_family(model)]} The sky'
+    sample = dict(text=prompt, image=tiny.image(), answer='is blue, go on')
+    edit = HeadEdit(['0.1', '1.2'], -1)
+    moved = off_target(model, [sample, dict(sample, answer='is')], edit, batch_size=1).iloc[0]
     n = len(model.tokenizer(' is blue, go on').input_ids)
-    batch = model.encode([dict(sample, text=sample['text'] + ' is blue, go on')])
-    with torch.no_grad(): logits = model.model(**batch).logits[0, -n - 1:-1].float()
-    assert moved.loss_before == pytest.approx(torch.nn.functional.cross_entropy(logits, batch['input_ids'][0, -n:]).item(), rel=1e-4) and moved.kl > 0
+    batch = model.encode([dict(sample, text=f'{prompt} is blue, go on')])
+    with torch.no_grad():
+        logits = model.model(**batch).logits[0, -n - 1:-1].float()
+    loss = torch.nn.functional.cross_entropy(logits, batch['input_ids'][0, -n:]).item()
+    assert moved.loss_before == pytest.approx(loss, rel=1e-4) and moved.kl > 0
 
 
 def test_off_target_of_a_family_that_reads_its_prompt_in_both_directions():
@@ -194,36 +265,53 @@ def test_off_target_of_a_family_that_reads_its_prompt_in_both_directions():
     class Processor:
         tokenizer = copy.deepcopy(tiny.TOK)
         def __call__(self, text, images, **kwargs): return dict(inputs(text[0], images[0][0]))
-    model, answer = HeadModel(lm, Processor()), 'is blue, go on'
+
+    model = HeadModel(lm, Processor())
+    answer = 'is blue, go on'
     sample = dict(text='[image] The sky', image=tiny.image(), answer=answer)
     found = off_target(model, [sample], HeadEdit('0.1', -1)).loss_before[0]
-    batch, n = model.encode([dict(sample, text=f"{sample['text']} {answer}")]), len(tiny.TOK(f' {answer}').input_ids)
-    ids, losses = batch['input_ids'], []
+    batch = model.encode([dict(sample, text=f"{sample['text']} {answer}")])
+    n = len(tiny.TOK(f' {answer}').input_ids)
+    ids = batch['input_ids']
+    losses = []
     for i in range(n, 0, -1):
-        types = torch.zeros_like(ids[:, :-i]); types[:, ids.shape[1] - n:] = 1
-        with torch.no_grad(): out = lm(input_ids=ids[:, :-i], attention_mask=batch['attention_mask'][:, :-i], token_type_ids=types, pixel_values=batch['pixel_values']).logits
-        losses.append(torch.nn.functional.cross_entropy(out[:, -1], ids[:, -i]).item())
+        types = torch.zeros_like(ids[:, :-i])
+        types[:, ids.shape[1] - n:] = 1
+        with torch.no_grad():
+            logits = lm(input_ids=ids[:, :-i], attention_mask=batch['attention_mask'][:, :-i],
+                        token_type_ids=types, pixel_values=batch['pixel_values']).logits
+        losses.append(torch.nn.functional.cross_entropy(logits[:, -1], ids[:, -i]).item())
     assert found == pytest.approx(sum(losses) / n, rel=1e-4)
 
 
-@pytest.mark.parametrize('name', EXPERIMENTS)
+@pytest.mark.parametrize('name', SETTINGS)
 def test_a_missing_model_is_named(name):
-    with pytest.raises(ValueError, match=r"model '(mistralai/Mistral-7B-Instruct-v0.2|llava-hf/llava-v1.6-mistral-7b-hf)' cannot.*\n.*\n?.*model_id=FOLDER"): run(name)
-    with pytest.raises(ValueError, match=r"model 'no-such-folder' cannot"): run(name, model_id='no-such-folder')
+    ids = 'mistralai/Mistral-7B-Instruct-v0.2|llava-hf/llava-v1.6-mistral-7b-hf'
+    with pytest.raises(ValueError, match=rf"model '({ids})' cannot.*\n.*\n?.*model_id=FOLDER"):
+        run(name)
+    with pytest.raises(ValueError, match="model 'no-such-folder' cannot"):
+        run(name, model_id='no-such-folder')
 
 
-@pytest.mark.parametrize('name,missing', [('atlas', 'triviaqa'), ('question_answering', 'triviaqa'), ('toxicity', 'rtp')])
+@pytest.mark.parametrize('name,missing', [('atlas', 'triviaqa'), ('question_answering', 'triviaqa'),
+                                          ('toxicity', 'rtp')])
 def test_missing_data_is_named(name, missing, mistral, data, tmp_path):
-    with pytest.raises(ValueError, match=f"data set '{missing}' .*\n.*FOLDER/{missing}, and pass folder=FOLDER"): run(name, model_id=str(mistral))
-    shutil.copytree(data, tmp_path / 'some', ignore=shutil.ignore_patterns(missing))
-    with pytest.raises(ValueError, match=f"data set '{missing}' .*no folder"): run(name, model_id=str(mistral), folder=str(tmp_path / 'some'))
+    way_out = rf"data set '{missing}' .*\n.*FOLDER/{missing}, and pass folder=FOLDER"
+    with pytest.raises(ValueError, match=way_out):
+        run(name, model_id=str(mistral))
+    some = tmp_path / 'some'
+    shutil.copytree(data, some, ignore=shutil.ignore_patterns(missing))
+    with pytest.raises(ValueError, match=f"data set '{missing}' .*no folder"):
+        run(name, model_id=str(mistral), folder=str(some))
 
 
 def test_a_missing_classifier_is_named(mistral, data):
-    with pytest.raises(ValueError, match=r"model 's-nlp/roberta_toxicity_classifier' cannot(.*\n)*.*classifier_id=FOLDER"):
+    what = r"model 's-nlp/roberta_toxicity_classifier' cannot(.*\n)*.*classifier_id=FOLDER"
+    with pytest.raises(ValueError, match=what):
         run('toxicity', model_id=str(mistral), folder=str(data), n_train=6, n_test=4)
 
 
 def test_the_command_says_what_is_missing(tmp_path):
-    with pytest.raises(PapermillExecutionError, match=r"model 'mistralai/Mistral-7B-Instruct-v0.2' cannot be loaded(.*\n)*.*model_id=FOLDER"):
+    what = r"model 'mistralai/Mistral-7B-Instruct-v0.2' cannot be loaded(.*\n)*.*model_id=FOLDER"
+    with pytest.raises(PapermillExecutionError, match=what):
         main(['reproduce', 'atlas', '--preset', 'paper', '--out', str(tmp_path)])
