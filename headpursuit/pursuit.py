@@ -17,17 +17,20 @@ from torch import Tensor
 @dataclass
 class Pursuit:
     "Atoms chosen by a pursuit and how much of the signal they explain"
-    support: Tensor  # (t,) indices of the chosen atoms, in order of choice
-    explained: Tensor  # (t,) share of the signal's energy explained after each step, in [0, 1]
-    coefficients: Tensor  # (n_samples, t) weights of the chosen atoms
-    atoms: Tensor  # (t, d) the chosen rows of the dictionary, as they were given
-    mean: Tensor  # (d,) mean over samples taken out before the pursuit (zero if not centred)
+    support: Tensor  # (..., t) indices of the chosen atoms, in order; -1 after a head's last
+    explained: Tensor  # (..., t) share of the signal's energy explained after each step
+    coefficients: Tensor | None = None  # (n_samples, t) weights of the chosen atoms
+    atoms: Tensor | None = None  # (t, d) the chosen rows of the dictionary, as they were given
+    mean: Tensor | None = None  # (d,) mean over samples that was taken out (zero if it was not)
 
     def reconstruction(self) -> Tensor:
         "The signal rebuilt from the chosen atoms, `(n_samples, d)`"
+        if self.coefficients is None:
+            raise ValueError(
+                'this pursuit of many heads kept no coefficients: run somp on the head to rebuild')
         return self.coefficients @ self.atoms + self.mean
 
-    def __len__(self): return len(self.support)
+    def __len__(self): return self.support.shape[-1]
 
 # %% ../nbs/00_pursuit.ipynb #7cd450cc
 _TOL = 1e-12  # share of a signal's energy below which it counts as explained
@@ -230,7 +233,7 @@ def somp_moments(C: Tensor,  # (heads, k, k) covariance (or second moment) of z 
                  D: Tensor,  # (v, d) dictionary; its dtype is that of the matrix products, at least float32 that of all else
                  n_atoms: int,  # most atoms to choose per head
                  *, unit_atoms: bool = True,  # scale atoms to unit length before choosing
-                 ) -> tuple[Tensor, Tensor]:  # support (heads, t), -1 once a head is exhausted; explained (heads, t)
+                 ) -> Pursuit:  # of all heads: support (heads, t), -1 once a head is exhausted; explained (heads, t)
     "SOMP with the energy rule for many heads at once, from second moments alone; O(v d k) a head, then O(v d) a step"
     n_atoms, (norms, scale) = min(n_atoms, len(D)), _lengths(D)
     P = _seen_by_heads(D, scale, W)
@@ -256,7 +259,7 @@ def somp_moments(C: Tensor,  # (heads, k, k) covariance (or second moment) of z 
         left = (left - g.double().square()).clamp_min_(0); left[rows, p] = 0
         G[:, t], B[:, t], M[:, t, :t], M[:, :t, t], M[:, t, t] = g, b, m_s, m_s, m
         support[on, t], gain[on, t] = p[on], m[on].double().clamp_min(0)
-    return support, (gain.cumsum(1) / total.clamp_min(1e-300)[:, None]).clamp(max=1)
+    return Pursuit(support, (gain.cumsum(1) / total.clamp_min(1e-300)[:, None]).clamp(max=1))
 
 def _seen_by_heads(D: Tensor, scale: Tensor, W: Tensor) -> Tensor:  # (heads, v, k)
     "The unit atoms in the coordinates of each head, by one matrix product for all heads"
@@ -270,7 +273,7 @@ def somp_samples(Z: Tensor,  # (heads, n, k) samples of z
                  D: Tensor,  # (v, d) dictionary; its dtype is that of the matrix products, at least float32 that of all else
                  n_atoms: int,  # most atoms to choose per head
                  *, rule: str = 'magnitude', center: bool = True, unit_atoms: bool = True,
-                 ) -> tuple[Tensor, Tensor]:  # support (heads, t), -1 once a head is exhausted; explained (heads, t)
+                 ) -> Pursuit:  # of all heads: support (heads, t), -1 once a head is exhausted; explained (heads, t)
     "`somp` for many heads at once; O(vdk + nvk) a head, then O(nv + vd) a step; holds heads x v x n numbers"
     n_atoms, (norms, scale) = min(n_atoms, len(D)), _lengths(D)
     P = _seen_by_heads(D, scale, W)
@@ -278,4 +281,4 @@ def somp_samples(Z: Tensor,  # (heads, n, k) samples of z
     total = _energy((Z.mT @ Z).double(), W)
     support, parts, _ = _pursue(P @ Z.mT, D, scale, weight, total, n_atoms, _POWER[rule])
     gain = parts.double().square().sum(-1)
-    return support, (gain.cumsum(1) / total.clamp_min(1e-300)[:, None]).clamp(max=1)
+    return Pursuit(support, (gain.cumsum(1) / total.clamp_min(1e-300)[:, None]).clamp(max=1))

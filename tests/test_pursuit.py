@@ -42,10 +42,10 @@ def same_support(support, slow):
 def test_moments_are_the_literal_algorithm_with_the_energy_rule(p):
     Z, W, D = draw(**p)
     X = Z - Z.mean(0) if p['center'] else Z
-    support, explained = somp_moments((X.T @ X / len(X))[None], W[None], D, p['t'], unit_atoms=p['unit_atoms'])
+    many = somp_moments((X.T @ X / len(X))[None], W[None], D, p['t'], unit_atoms=p['unit_atoms'])
     slow = somp_literal(Z @ W.T, D, p['t'], rule='energy', center=p['center'], unit_atoms=p['unit_atoms'])
-    same_support(support[0], slow)
-    torch.testing.assert_close(explained[0, :len(slow)], slow.explained, atol=1e-6, rtol=0)
+    same_support(many.support[0], slow)
+    torch.testing.assert_close(many.explained[0, :len(slow)], slow.explained, atol=1e-6, rtol=0)
     if p['t'] >= p['v'] and len(slow):
         torch.testing.assert_close(projection_score((X.T @ X)[None], W[None], D)[0], slow.explained[-1], atol=1e-6, rtol=0)
 
