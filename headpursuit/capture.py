@@ -18,13 +18,12 @@ from pathlib import Path
 import torch
 from datasets.fingerprint import Hasher
 from fastcore.basics import patch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .heads import Head, HeadModel, as_head_model, check_prompts
-from .store import whole_file
+from .store import read_tensors, whole_file
 
 # %% ../nbs/03_capture.ipynb #e0ab84f5
 @dataclass
@@ -62,7 +61,7 @@ def stats_of(z: Tensor,  # (n, layers, heads, k) one row per sample
         scatter.append(x @ x.mT)
     return HeadStats(len(z), torch.stack(mean), torch.stack(scatter), positions, **fields)
 
-# %% ../nbs/03_capture.ipynb #64f99e6f
+# %% ../nbs/03_capture.ipynb #55d50dfc
 @patch(as_prop=True)
 def shape(self: HeadStats) -> tuple[int, int, int]:
     "Layers, heads, head size"
@@ -74,7 +73,7 @@ def __repr__(self: HeadStats) -> str:
     return (f'HeadStats({self.count} samples of {layers} x {heads} heads of size {k}, '
             f'positions={self.positions!r}, model {self.model_id!r})')
 
-# %% ../nbs/03_capture.ipynb #1f7bfc9e
+# %% ../nbs/03_capture.ipynb #ea0fe69b
 @patch(as_prop=True)
 def second_moment(self: HeadStats) -> Tensor:
     "E[z zᵀ], `(layers, heads, k, k)`"
@@ -87,7 +86,7 @@ def covariance(self: HeadStats) -> Tensor:
     size = C.diagonal(dim1=-2, dim2=-1).sum(-1)
     return C * (size > 1e-12 * self.mean.square().sum(-1))[..., None, None]
 
-# %% ../nbs/03_capture.ipynb #44d9f2c1
+# %% ../nbs/03_capture.ipynb #4c5fed94
 PROVENANCE = ('positions', 'model_id', 'revision', 'weights')  # what must be equal to be added
 
 def check_same(name: str,  # of a field, for the message
@@ -99,7 +98,7 @@ def check_same(name: str,  # of a field, for the message
         raise ValueError(
             f'these statistics do not belong together: {name} is {" here and ".join(found)} there')
 
-# %% ../nbs/03_capture.ipynb #97e4553e
+# %% ../nbs/03_capture.ipynb #6fb501b3
 def add_hashes(hashes: Iterable[str],  # 64 hexadecimal digits each
                ) -> str:
     "The sum of fingerprints, in which their order does not matter"
@@ -125,7 +124,7 @@ def __iadd__(self: HeadStats, b: HeadStats) -> HeadStats:
         self.samples = torch.cat([self.samples, b.samples])
     return self
 
-# %% ../nbs/03_capture.ipynb #8a9529ad
+# %% ../nbs/03_capture.ipynb #cb50cf5d
 @patch
 def __add__(self: HeadStats, b: HeadStats) -> HeadStats:
     "Statistics of both sets of samples together"
@@ -150,24 +149,13 @@ def save(self: HeadStats,
     with whole_file(path) as part:
         save_file({k: v.contiguous() for k, v in tensors.items() if v is not None}, part, meta)
 
-# %% ../nbs/03_capture.ipynb #b4d60cc2
-def _read(path: str | os.PathLike) -> tuple[dict, dict]:  # header, tensors
-    "All that is in a safetensors file"
-    try:
-        with safe_open(path, 'pt') as f:
-            return f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
-    except SafetensorError as e:
-        raise ValueError(
-            f'{path} is not a whole safetensors file ({e}): '
-            'it is truncated or damaged, capture again') from e
-
-# %% ../nbs/03_capture.ipynb #6cba4a8d
+# %% ../nbs/03_capture.ipynb #e192819c
 @patch(cls_method=True)
 def load(cls: HeadStats,
          path: str | os.PathLike,  # of the file
          ) -> HeadStats:
     "Read statistics from a safetensors file"
-    meta, tensors = _read(path)
+    meta, tensors = read_tensors(path)
     kind, _, version = meta.get('format', '').partition('/')
     if kind != 'headpursuit.HeadStats':
         raise ValueError(f'{path} does not hold head statistics')
@@ -178,21 +166,21 @@ def load(cls: HeadStats,
     fields = {name: meta[name] for name in (*PROVENANCE, 'prompt_hash') if name in meta}
     return cls(int(meta['count']), **tensors, **fields)
 
-# %% ../nbs/03_capture.ipynb #092009da
+# %% ../nbs/03_capture.ipynb #49d20b07
 def attended(batch: Mapping[str, Tensor],  # tokenised
              ) -> Tensor:  # (batch, seq) bool
     "The tokens that are not padding"
     mask = batch.get('attention_mask')
     return torch.ones_like(batch['input_ids'], dtype=torch.bool) if mask is None else mask.bool()
 
-# %% ../nbs/03_capture.ipynb #fcba1ce4
+# %% ../nbs/03_capture.ipynb #8a7bf162
 def _text_tokens(model: HeadModel, batch: Mapping[str, Tensor]) -> Tensor:  # (batch, seq) bool
     "All tokens that the tokenizer does not call special"
     ids = batch['input_ids']
     special = torch.tensor(model.special_ids, dtype=ids.dtype, device=ids.device)
     return attended(batch) & ~torch.isin(ids, special)
 
-# %% ../nbs/03_capture.ipynb #0482261e
+# %% ../nbs/03_capture.ipynb #d9968b2a
 def _last_token(model: HeadModel, batch: Mapping[str, Tensor]) -> Tensor:  # (batch, seq) bool
     "The last token that is not padding, special or not"
     mask = attended(batch)
@@ -200,7 +188,7 @@ def _last_token(model: HeadModel, batch: Mapping[str, Tensor]) -> Tensor:  # (ba
     last = (mask * number).argmax(1)
     return torch.zeros_like(mask).scatter_(1, last[:, None], True) & mask
 
-# %% ../nbs/03_capture.ipynb #1951fd17
+# %% ../nbs/03_capture.ipynb #493622f6
 def _image_tokens(model: HeadModel, batch: Mapping[str, Tensor]) -> Tensor:  # (batch, seq) bool
     "The tokens that carry the image"
     if model.image_token_id is None:
@@ -208,7 +196,7 @@ def _image_tokens(model: HeadModel, batch: Mapping[str, Tensor]) -> Tensor:  # (
                          'this one has no image token in its config')
     return attended(batch) & (batch['input_ids'] == model.image_token_id)
 
-# %% ../nbs/03_capture.ipynb #8cf2276a
+# %% ../nbs/03_capture.ipynb #87699e44
 POSITIONS = dict(prompt=_text_tokens, image=_image_tokens, last=_last_token, all=_text_tokens)
 
 def check_rule(positions: str | Callable) -> None:
@@ -218,7 +206,7 @@ def check_rule(positions: str | Callable) -> None:
     names = ', '.join(map(repr, POSITIONS))
     raise ValueError(f'unknown positions {positions!r}: use one of {names} or a function')
 
-# %% ../nbs/03_capture.ipynb #0a2ae1d8
+# %% ../nbs/03_capture.ipynb #c9ab760c
 def _own_mask(batch: Mapping[str, Tensor], rule: Callable) -> Tensor:  # (batch, seq) bool
     "The tokens that a function marks"
     mask = rule(batch)
@@ -248,13 +236,13 @@ def position_mask(model: HeadModel,
             'is it empty, or without an image?')
     return mask
 
-# %% ../nbs/03_capture.ipynb #dece2dc4
+# %% ../nbs/03_capture.ipynb #2d244193
 def default_rule(batch: Mapping[str, Tensor],  # tokenised
                  ) -> str:
     "The paper's rule for inputs of this kind"
     return 'image' if 'pixel_values' in batch else 'prompt'
 
-# %% ../nbs/03_capture.ipynb #85040774
+# %% ../nbs/03_capture.ipynb #36c2fc2a
 def rule_name(positions: str | Callable) -> str:
     "The name under which a position rule is stored"
     check_rule(positions)
@@ -262,14 +250,14 @@ def rule_name(positions: str | Callable) -> str:
     name = getattr(positions, '__name__', type(positions).__name__)
     return f'{name} {Hasher.hash(positions)[:8]}'
 
-# %% ../nbs/03_capture.ipynb #8bc51483
+# %% ../nbs/03_capture.ipynb #2ef43724
 def at_least_one(**counts: int) -> None:  # by the name of the parameter
     "A `ValueError` for a number of things that is less than one, or no whole number"
     for name, n in counts.items():
         if isinstance(n, bool) or not hasattr(n, '__index__') or n < 1:
             raise ValueError(f'{name} must be a whole number of at least 1, got {n!r}')
 
-# %% ../nbs/03_capture.ipynb #6c817b3e
+# %% ../nbs/03_capture.ipynb #2447ce1b
 def _check_prompt(i: int, prompt: str | Mapping) -> str | Mapping:  # the prompt as it is
     "An error for what is no text, or an empty one"
     text = prompt.get('text') if isinstance(prompt, Mapping) else prompt
@@ -281,7 +269,7 @@ def _check_prompt(i: int, prompt: str | Mapping) -> str | Mapping:  # the prompt
         raise ValueError(f'prompt {i} is empty')
     return prompt
 
-# %% ../nbs/03_capture.ipynb #3c1d05a7
+# %% ../nbs/03_capture.ipynb #c352f72c
 def _first(inputs: Iterable) -> tuple[object, Iterable]:  # the first of them, and all of them
     "A look at the first input, which a stream does not lose by it"
     check_prompts(inputs)
@@ -291,14 +279,14 @@ def _first(inputs: Iterable) -> tuple[object, Iterable]:  # the first of them, a
         raise ValueError('no prompts: there is nothing to run')
     return first, again if isinstance(inputs, Sequence) else chain([first], again)
 
-# %% ../nbs/03_capture.ipynb #e7a6f8fe
+# %% ../nbs/03_capture.ipynb #3b8703a1
 def max_positions(model: HeadModel) -> float:  # infinite if there is no limit
     "How many tokens a model was made for"
     rotary = getattr(model.config, 'rope_parameters', None) or {}
     if rotary.get('rope_type', 'default') != 'default': return float('inf')
     return getattr(model.config, 'max_position_embeddings', None) or float('inf')
 
-# %% ../nbs/03_capture.ipynb #4575fcb7
+# %% ../nbs/03_capture.ipynb #05b3c191
 def check_batch(model: HeadModel,
                 batch: Mapping[str, Tensor],  # tokenised
                 new_tokens: int = 0,  # that shall be written
@@ -317,7 +305,7 @@ def check_batch(model: HeadModel,
             f'token ids from {int(words.min())} to {int(words.max())}, but the model has the '
             f'words 0 to {rows - 1}: do model and tokenizer belong together?')
 
-# %% ../nbs/03_capture.ipynb #94d51369
+# %% ../nbs/03_capture.ipynb #83bb482a
 def text_batches(model: HeadModel,
                  prompts: Iterable[str | dict],  # texts, or dicts with `text` and `image`
                  batch_size: int,  # prompts that run together
@@ -350,7 +338,7 @@ def _batches(model: HeadModel, inputs: Iterable, batch_size: int) -> Iterator[Ma
         check_batch(model, batch)
         yield batch
 
-# %% ../nbs/03_capture.ipynb #3999f506
+# %% ../nbs/03_capture.ipynb #33e1ca3b
 def _prompt_hash(batch: Mapping[str, Tensor]) -> str:  # 64 hexadecimal digits
     "Sum of the SHA-256 of each sample's tokens and images"
     texts = [i[m] for i, m in zip(batch['input_ids'].cpu(), attended(batch).cpu())]
@@ -377,7 +365,7 @@ def head_samples(model: HeadModel,
     model.run(batch, keep)
     return torch.stack([x.to(z[0].device) for x in z], 1)
 
-# %% ../nbs/03_capture.ipynb #e87d48b3
+# %% ../nbs/03_capture.ipynb #4e0f8c64
 def _in_half(z: Tensor) -> Tensor:
     "Samples in half precision on the CPU"
     half = z.half().cpu()
@@ -386,7 +374,7 @@ def _in_half(z: Tensor) -> Tensor:
                          'use samples=False and the energy rule')
     return half
 
-# %% ../nbs/03_capture.ipynb #1fe8f0e4
+# %% ../nbs/03_capture.ipynb #4d2916aa
 def capture(model: nn.Module | HeadModel,
             inputs: Iterable,  # texts, dicts with `text` and `image`, or tokenised batches
             *, positions: str | Callable | None = None,  # if not given, `default_rule`
