@@ -83,12 +83,13 @@ class ParameterTable(BasicMarkdownRenderer):
         self.is_value = isinstance(sym, property)
         sym = exported(sym)
         super().__init__(sym, name=name or sym.__qualname__, **options)
+        self.fn = f'{sym.__module__}.{sym.__qualname__}'  # nbdev unwraps it, and forgets the class
 
 # %% ../../nbs/dev/site.ipynb #9b7978c2
 @patch
 def source(self: ParameterTable) -> str | None:  # None where there is none
     "Address of the definition in the repository, with its line"
-    found = NbdevLookup()[f'{self.sym.__module__}.{self.sym.__qualname__}']
+    found = NbdevLookup()[self.fn]
     if not isinstance(found, tuple): return None
     lines, first = inspect.getsourcelines(inspect.unwrap(self.sym))
     decorators = next(i for i, line in enumerate(lines) if re.match(r'\s*(def|class) ', line))
