@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from headpursuit import HeadModel, capture, effects, flip_heads, generate, heads_needed, pocket_path, rank_heads
 from headpursuit.capture import HeadStats
 from headpursuit.cli import main
-from headpursuit.pocket.reading import neutral_text, reading_concepts, reading_corpus, reading_questions, split_of
+from headpursuit.pocket.reading import neutral_text, pair_split, reading_concepts, reading_corpus, reading_questions
 
 
 @pytest.fixture(scope='module')
@@ -38,7 +38,7 @@ def test_splits_are_disjoint():
     seen = ' '.join(reading_corpus(300, seed=5)['text'])
     for q in reading_questions('test', 20, seed=6):
         name = q['prompt'].split(' has the ')[0].split()[-1]
-        assert split_of(name, q['answer']) == 'test' and f'{name} wears {q["answer"]} ' not in seen
+        assert pair_split(name, q['answer']) == 'test' and f'{name} wears {q["answer"]} ' not in seen
 
 
 def test_statistics_survive_a_round_trip(model, tmp_path):
