@@ -104,7 +104,7 @@ def show_outcomes(outcomes: pd.DataFrame,  # of `demo`
     grid = Table('concept', 'heads', 'base', 'target after edit', 'other concepts', 'random heads',
                  title=title, caption_style='', caption=(
                      'accuracy relative to the unedited model on held-out questions; '
-                     '[95 % bootstrap interval]; random: median (inter-quartile range) of 10 draws'))
+                     '[95 % bootstrap interval]; random: median (quartiles) of 10 draws'))
     for c in table.target.unique():
         grid.add_row(c, heads[c], f'{base[c]:.2f}', _cell(at.loc[c, 'SOMP', c]),
                      _cell(at.loc[c, 'SOMP', 'others']), _cell(at.loc[c, 'random', c], '()'))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['use_theme', 'heatmap', 'dose_response', 'effect_plot', 'beside_published', 'matrix', 'token_table', 'thumbnail',
-           'before_after']
+           'compare_texts']
 
 # %% ../nbs/07_plots.ipynb #859bc94e
 import base64
@@ -298,10 +298,10 @@ def thumbnail(image: Image.Image | np.ndarray,  # a picture, or its pixels
     return f'<img alt="test picture" width=96 src="data:image/png;base64,{data}">'
 
 # %% ../nbs/07_plots.ipynb #2e70499b
-def before_after(before: Sequence[str],  # texts of the unedited model
-                 after: Mapping[str, Sequence[str]],  # name of an edit -> texts under it
-                 images: Sequence[Image.Image | np.ndarray] | None = None,  # that they are about
-                 ) -> HTML:
+def compare_texts(before: Sequence[str],  # texts of the unedited model
+                  after: Mapping[str, Sequence[str]],  # name of an edit -> texts under it
+                  images: Sequence[Image.Image | np.ndarray] | None = None,  # that they are about
+                  ) -> HTML:
     "A table of texts, one row each, with what every edit changes in them"
     columns = {} if images is None else {'picture': map(thumbnail, images)}
     columns['unedited'] = map(escape, before)

@@ -4,13 +4,18 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'FACTS', 'STATEMENTS', 'STORIES', 'NEUTRAL', 'reading_words', 'reading_concepts', 'pair_split',
-           'reading_corpus', 'reading_questions', 'reading_stories', 'neutral_text']
+           'reading_corpus', 'reading_questions', 'reading_stories', 'neutral_text', 'insult_classifier']
 
 # %% ../../nbs/pocket/00_reading_world.ipynb #56b1a7f9
 import random
+from collections.abc import Callable, Sequence
 
+import numpy as np
 from datasets import Dataset
 from fastcore.basics import patch
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 
 from ..dictionary import Concept, builtin_concepts
 from ..store import split_of
@@ -209,3 +214,32 @@ def neutral_text(n: int,  # texts
     world = _World('test', seed)
     texts = [' '.join(world.neutral(world.rng.choice(NAMES), 8)) for _ in range(n)]
     return Dataset.from_dict(dict(text=texts))
+
+# %% ../../nbs/pocket/00_reading_world.ipynb #54798485
+def _sentences(text: str) -> list[str]:
+    "The sentences of a text"
+    return [s for s in text.split('.') if s.strip()]
+
+# %% ../../nbs/pocket/00_reading_world.ipynb #3d045067
+def _labelled_sentences(split: str,  # of the stories
+                        n: int,  # stories
+                        seed: int,
+                        ) -> tuple[list[str], list[bool]]:  # sentences; whether they hold an insult
+    "Sentences of stories, and whether each is rude"
+    stories = reading_stories(split, n, seed)['story']
+    sentences = [s for story in stories for s in _sentences(story)]
+    insults = set(reading_words()['insults'])
+    return sentences, [not insults.isdisjoint(s.split()) for s in sentences]
+
+# %% ../../nbs/pocket/00_reading_world.ipynb #fd9ee00c
+def insult_classifier(seed: int = 0,  # of the stories on which it is trained
+                      ) -> Callable[[Sequence[str]], np.ndarray]:  # 1 for a rude text, else 0
+    "A function that judges texts of the reading world; prints its accuracy on another split"
+    model = make_pipeline(TfidfVectorizer(), LogisticRegression(C=100, class_weight='balanced'))
+    model.fit(*_labelled_sentences('train', 3000, seed))
+    right = model.score(*_labelled_sentences('validation', 500, seed))
+    print(f'accuracy on sentences of another split {right:.3f}')
+    def is_rude(texts: Sequence[str]) -> np.ndarray:
+        found = map(_sentences, texts)
+        return np.array([bool(s) and model.predict(s).any() for s in found], float)
+    return is_rude
