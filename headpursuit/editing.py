@@ -9,115 +9,276 @@ __all__ = ['HeadEdit']
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from accelerate.utils import align_module_device
 from fastcore.basics import patch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .heads import Head, HeadModel, as_head_model
 from .ranking import HeadRanking
+from .store import read_json, read_tensors, whole_file
 
 # %% ../nbs/05_editing.ipynb #f937640e
 @dataclass
 class HeadEdit:
     "Heads whose contribution is multiplied by alpha"
-    heads: Sequence[Head | str | tuple[int, int]]  # the heads, in any notation that `Head.parse` reads
+    heads: Sequence[Head | str | tuple[int, int]]  # in any notation that `Head.parse` reads
     alpha: float | Sequence[float]  # one factor, or one for each head
-    provenance: dict = field(default_factory=dict, repr=False)  # where the heads came from; saved along
+    provenance: dict = field(default_factory=dict, repr=False)  # where the heads came from
 
     def __post_init__(self):
         if isinstance(self.heads, (str, Head)): self.heads = [self.heads]
         self.heads = [Head.parse(h) for h in self.heads]
         if not self.heads: raise ValueError('an edit needs at least one head')
-        if len(set(self.heads)) < len(self.heads): raise ValueError('an edit names a head twice: give each head once')
-        self.alphas  # refuses a wrong number of factors
+        if len(set(self.heads)) < len(self.heads):
+            raise ValueError('an edit names a head twice: give each head once')
+        self.alphas  # refuses what are no factors
 
-    @property
-    def alphas(self) -> dict[Head, float]:
-        "The factor of each head"
-        a = torch.as_tensor(self.alpha, dtype=torch.float64)
-        if a.ndim and len(a) != len(self.heads): raise ValueError(f'{len(a)} factors for {len(self.heads)} heads: give one, or one for each')
-        return dict(zip(self.heads, a.expand(len(self.heads)).tolist()))
+# %% ../nbs/05_editing.ipynb #05a7b06f
+def _factors(alpha: float | Sequence[float]) -> Tensor:  # () or (n,) float64
+    "The factors as numbers"
+    try:
+        a = torch.as_tensor(alpha, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise TypeError(f'alpha must be a number, or one for each head, got {alpha!r}') from e
+    if not a.isfinite().all():
+        raise ValueError(f'alpha must be finite, got {alpha!r}')
+    return a
 
-    @classmethod
-    def from_ranking(cls, ranking: HeadRanking, k: int, alpha: float) -> 'HeadEdit':
-        "The `k` best heads of a ranking, remembering what they were chosen for"
-        scores = {str(h): float(s) for h, s in zip(ranking.top(k), ranking.table.score)}
-        return cls(ranking.top(k), alpha, dict(concept=ranking.concept, rule=ranking.rule, n_atoms=ranking.n_atoms,
-                                               positions=ranking.positions, scores=scores))
+# %% ../nbs/05_editing.ipynb #3efb674f
+@patch(as_prop=True)
+def alphas(self: HeadEdit) -> dict[Head, float]:
+    "The factor of each head"
+    a = _factors(self.alpha)
+    if a.ndim and a.shape != (len(self.heads),):
+        raise ValueError(f'{a.numel()} factors for {len(self.heads)} heads: '
+                         'give one, or one for each')
+    return dict(zip(self.heads, a.expand(len(self.heads)).tolist()))
 
-    def scales(self, model: nn.Module | HeadModel) -> dict[int, Tensor]:  # layer -> (n_heads * k,)
-        "The vector that multiplies each edited output projection's input"
-        model, out = as_head_model(model), {}
-        for h, a in self.alphas.items():
-            model.check_head(h)
-            v = out.setdefault(h.layer, torch.ones(model.n_heads * model.head_dim))
-            v[h.head * model.head_dim:(h.head + 1) * model.head_dim] = a
-        return dict(sorted(out.items()))
+# %% ../nbs/05_editing.ipynb #23e6a151
+@patch(cls_method=True)
+def from_ranking(cls: HeadEdit,
+                 ranking: HeadRanking,  # heads in the order of their scores
+                 k: int,  # how many of them
+                 alpha: float,  # one factor for all
+                 ) -> HeadEdit:
+    "The `k` best heads of a ranking, remembering what they were chosen for"
+    heads = ranking.top(k)
+    scores = {str(h): float(s) for h, s in zip(heads, ranking.table.score)}
+    return cls(heads, alpha, dict(
+        concept=ranking.concept, rule=ranking.rule, n_atoms=ranking.n_atoms,
+        positions=ranking.positions, scores=scores))
 
-# %% ../nbs/05_editing.ipynb #8a183e89
+# %% ../nbs/05_editing.ipynb #60cd9cc7
+def _check_holds(alpha: float, dtype: torch.dtype) -> None:
+    "A `ValueError` for a factor that is infinite in the precision of the weights"
+    largest = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max)
+    if abs(alpha) > largest:
+        raise ValueError(f'alpha={alpha:g} is too large for weights in {dtype}, '
+                         f'whose numbers end at {largest:g}')
+
+# %% ../nbs/05_editing.ipynb #78dc318e
+@patch
+def scales(self: HeadEdit,
+           model: nn.Module | HeadModel,  # gives the shape
+           ) -> dict[int, Tensor]:  # layer -> (n_heads * k,)
+    "The vector that multiplies each edited output projection's input"
+    model = as_head_model(model)
+    out = {}
+    for h, a in self.alphas.items():
+        model.check_head(h)
+        _check_holds(a, model.projections[h.layer].weight.dtype)
+        v = out.setdefault(h.layer, torch.ones(model.n_heads, model.head_dim))
+        v[h.head] = a
+    return {layer: out[layer].flatten() for layer in sorted(out)}
+
+# %% ../nbs/05_editing.ipynb #8fb9d360
+class _Multiply(nn.Module):
+    "What multiplies the input of a projection, as a hook in front of it"
+    def __init__(self, v: Tensor):
+        super().__init__()
+        self.v = nn.Parameter(v, requires_grad=False)
+
+    def forward(self, projection, args):
+        x, *rest = args
+        return x * self.v.to(x), *rest  # the layer may run elsewhere than its weights are kept
+
+# %% ../nbs/05_editing.ipynb #70c9b143
+@contextmanager
+def _scaled(projection: nn.Module, v: Tensor) -> Iterator[None]:
+    "Within the context, the projection's input is multiplied by `v`"
+    weight = projection.weight
+    factors = _Multiply(v if weight.is_meta else v.to(weight))
+    name = f'head_edit_{id(factors)}'
+    projection.add_module(name, factors)
+    handle = projection.register_forward_pre_hook(factors)
+    try:
+        yield
+    finally:
+        handle.remove()
+        delattr(projection, name)
+
+# %% ../nbs/05_editing.ipynb #9a183e89
 @patch
 @contextmanager
-def applied(self: HeadEdit, model: nn.Module | HeadModel) -> Iterator[None]:
+def applied(self: HeadEdit,
+            model: nn.Module | HeadModel,  # edited as long as the context lasts
+            ) -> Iterator[None]:
     "Within the context, the heads' contributions are multiplied by alpha"
-    model, handles = as_head_model(model), []
-    def hook(scale):
-        def multiply(module, args):
-            nonlocal scale
-            scale = scale.to(args[0])  # moved to where the layer runs by the first call
-            return args[0] * scale, *args[1:]
-        return multiply
-    try:
-        for l, v in self.scales(model).items(): handles.append(model.projections[l].register_forward_pre_hook(hook(v)))
-        with torch.compiler.set_stance('force_eager'): yield  # code compiled before knows no hooks
-    finally:
-        for h in handles: h.remove()
+    model = as_head_model(model)
+    with ExitStack() as stack:
+        for layer, v in self.scales(model).items():
+            stack.enter_context(_scaled(model.projections[layer], v))
+        stack.enter_context(torch.compiler.set_stance('force_eager'))  # or hooks are not seen
+        yield
+
+# %% ../nbs/05_editing.ipynb #54859925
+@torch.no_grad()
+def _check_mergeable(projection: nn.Module, v: Tensor, transposed: bool) -> None:
+    "A `ValueError` where the columns of a weight cannot be multiplied by `v` in place"
+    w = projection.weight
+    if w.is_meta:
+        raise ValueError('layers of this model are offloaded, their weights cannot be changed '
+                         "in place: load it with device_map='cpu' to merge")
+    largest = w.abs().amax(1 if transposed else 0).float() * v.abs().to(w.device)
+    if largest.max() > torch.finfo(w.dtype).max:
+        raise ValueError(f'alpha is too large for weights in {w.dtype}: merged, some would be '
+                         f'{largest.max():g}, and they end at {torch.finfo(w.dtype).max:g}')
 
 # %% ../nbs/05_editing.ipynb #d38a06d7
 @patch
 @torch.no_grad()
-def merge(self: HeadEdit, model: nn.Module | HeadModel) -> nn.Module:  # the same model, changed in place
+def merge(self: HeadEdit,
+          model: nn.Module | HeadModel,  # changed in place
+          ) -> nn.Module:  # the same model
     "Bake the edit into the output projections' weights"
-    view = as_head_model(model)
-    scales = {view.projections[l]: v for l, v in self.scales(view).items()}
-    if any(p.weight.is_meta for p in scales): raise ValueError("layers of this model are offloaded, their weights cannot be changed in place: load it with device_map='cpu' to merge")
-    for p, v in scales.items():
-        v = v.to(p.weight)
-        p.weight.mul_(v[:, None] if view.transposed else v)
-    return view.model
+    model = as_head_model(model)
+    scales = {model.projections[layer]: v for layer, v in self.scales(model).items()}
+    for projection, v in scales.items():
+        _check_mergeable(projection, v, model.transposed)
+    for projection, v in scales.items():
+        v = v.to(projection.weight)
+        projection.weight.mul_(v[:, None] if model.transposed else v)
+    return model.model
+
+# %% ../nbs/05_editing.ipynb #ee9775be
+@torch.no_grad()
+def _unembedding(model: HeadModel) -> dict:
+    "Shape and some 256 numbers of the unembedding"
+    head = model.model.get_output_embeddings()
+    with align_module_device(head):
+        w = head.weight.detach()
+        some = w.flatten()[::w.numel() // 256 | 1]
+        return dict(shape=list(w.shape), some=[float(f'{x:.6g}') for x in some.tolist()])
+
+# %% ../nbs/05_editing.ipynb #3932698d
+def _is_like(a: dict, b: dict) -> bool:
+    "Whether two unembeddings differ by rounding alone"
+    return a['shape'] == b['shape'] and torch.allclose(
+        torch.tensor(a['some']), torch.tensor(b['some']), rtol=2**-8, atol=1e-7)
+
+# %% ../nbs/05_editing.ipynb #833f7cc3
+def _check_free(folder: Path) -> None:
+    "A `FileExistsError` for a folder with an adapter that is no edit"
+    if (folder / 'adapter_config.json').exists() and not (folder / 'head_edit.json').exists():
+        raise FileExistsError(f'{folder} holds another adapter: choose another folder')
+
+# %% ../nbs/05_editing.ipynb #cffe2dde
+@patch
+def _about(self: HeadEdit, model: HeadModel) -> str:
+    "The content of head_edit.json"
+    return json.dumps(dict(
+        format='headpursuit.HeadEdit/2',
+        heads=[str(h) for h in self.heads],
+        alpha=list(self.alphas.values()),
+        head_dim=model.head_dim,
+        model_id=model.model.name_or_path,
+        unembedding=_unembedding(model),
+        provenance=self.provenance), indent=2)
+
+# %% ../nbs/05_editing.ipynb #ad3e202d
+@patch
+def _adapter(self: HeadEdit, model: HeadModel) -> dict[str, Tensor]:
+    "The content of adapter_model.safetensors"
+    return {f'base_model.model.{model.projection_names[layer]}.ia3_l': v[None]
+            for layer, v in self.scales(model).items()}
+
+# %% ../nbs/05_editing.ipynb #60ea3565
+@patch
+def _adapter_config(self: HeadEdit, model: HeadModel):
+    "The content of adapter_config.json, as an object of PEFT"
+    from peft import IA3Config, PeftModel
+    if isinstance(model.model, PeftModel):
+        raise ValueError('an edit cannot be saved for a model inside an adapter: '
+                         'merge_and_unload() it first, or give the model without it')
+    names = [model.projection_names[layer] for layer in self.scales(model)]
+    return IA3Config(
+        target_modules=names, feedforward_modules=names, fan_in_fan_out=model.transposed,
+        inference_mode=True, base_model_name_or_path=model.model.name_or_path or None)
 
 # %% ../nbs/05_editing.ipynb #f734af91
 @patch
-def save(self: HeadEdit, folder: str | os.PathLike, model: nn.Module | HeadModel) -> None:
+def save(self: HeadEdit,
+         folder: str | os.PathLike,  # made if it is not there
+         model: nn.Module | HeadModel,  # that the edit is for
+         ) -> None:
     "Write the edit as an IA³ adapter for `model`, with its provenance"
-    from peft import IA3Config
-    model, folder = as_head_model(model), Path(folder)
-    scales = {model.projection_names[l]: v for l, v in self.scales(model).items()}
-    transposed = model.transposed
-    about = json.dumps(dict(format='headpursuit.HeadEdit/1', heads=[str(h) for h in self.heads], alpha=list(self.alphas.values()), head_dim=model.head_dim,
-                 model_id=model.model.name_or_path, unembedding_sha256=model.unembedding_hash(), provenance=self.provenance), indent=2)  # before anything is written
+    model = as_head_model(model)
+    folder = Path(folder)
+    _check_free(folder)
+    config = self._adapter_config(model)
+    about = self._about(model)  # before anything is written
     folder.mkdir(parents=True, exist_ok=True)
-    IA3Config(target_modules=list(scales), feedforward_modules=list(scales), fan_in_fan_out=transposed, inference_mode=True,
-              base_model_name_or_path=model.model.name_or_path or None).save_pretrained(str(folder))
-    save_file({f'base_model.model.{n}.ia3_l': v[None] for n, v in scales.items()}, folder / 'adapter_model.safetensors', metadata=dict(format='pt'))
-    (folder / 'head_edit.json').write_text(about + '\n', encoding='utf-8')
+    config.save_pretrained(str(folder))
+    with whole_file(folder / 'adapter_model.safetensors') as part:
+        save_file(self._adapter(model), part, metadata=dict(format='pt'))
+    with whole_file(folder / 'head_edit.json') as part:
+        part.write_text(about + '\n', encoding='utf-8')
 
+# %% ../nbs/05_editing.ipynb #c636beb5
+def _read_about(folder: Path) -> dict:
+    "What head_edit.json says"
+    file = folder / 'head_edit.json'
+    if not file.exists():
+        raise FileNotFoundError(f'{folder} has no head_edit.json: '
+                                'it is not a folder written by HeadEdit.save')
+    about = read_json(file)
+    if about.get('format') not in ('headpursuit.HeadEdit/1', 'headpursuit.HeadEdit/2'):
+        raise ValueError(f'{file} has the format {about.get("format")!r}, '
+                         'which this version cannot read: update headpursuit')
+    return about
+
+# %% ../nbs/05_editing.ipynb #04e5be25
+def _check_model(about: dict, model: HeadModel) -> None:
+    "A `ValueError` for an edit of another model"
+    if 'unembedding' not in about:
+        raise ValueError('this edit was saved by an earlier version, which knew its model by other '
+                         'marks: load it without a model, and save it again')
+    if not _is_like(about['unembedding'], _unembedding(model)):
+        raise ValueError(f'this edit was made for {about["model_id"] or "another model"}: '
+                         'the unembedding of the model given is a different one')
+
+# %% ../nbs/05_editing.ipynb #c6c46f27
 @patch(cls_method=True)
-def load(cls: HeadEdit, folder: str | os.PathLike, model: nn.Module | HeadModel | None = None) -> HeadEdit:
+def load(cls: HeadEdit,
+         folder: str | os.PathLike,  # written by `save`
+         model: nn.Module | HeadModel | None = None,  # if given, the one that it must be for
+         ) -> HeadEdit:
     "Read an edit; with `model`, refuse it if it was made for another one"
     folder = Path(folder)
-    if not (folder / 'head_edit.json').exists(): raise FileNotFoundError(f'{folder} has no head_edit.json: it is not a folder written by HeadEdit.save')
-    about = json.loads((folder / 'head_edit.json').read_text(encoding='utf-8'))
-    if model is not None and about['unembedding_sha256'] != as_head_model(model).unembedding_hash(): raise ValueError(
-        f"this edit was made for {about['model_id'] or 'another model'}: the unembedding of the model given is a different one")
+    about = _read_about(folder)
     edit = cls(about['heads'], about['alpha'], about['provenance'])
-    if model is not None:
-        stored = load_file(folder / 'adapter_model.safetensors')
-        ours = {f'base_model.model.{as_head_model(model).projection_names[l]}.ia3_l': v for l, v in edit.scales(model).items()}
-        if stored.keys() != ours.keys() or any((stored[n][0] != v).any() for n, v in ours.items()): raise ValueError(
-            f'{folder}: adapter_model.safetensors and head_edit.json disagree; load the adapter with PEFT if it was trained further')
+    if model is None: return edit
+    model = as_head_model(model)
+    _check_model(about, model)
+    _, stored = read_tensors(folder / 'adapter_model.safetensors')
+    ours = edit._adapter(model)
+    if stored.keys() != ours.keys() or any((stored[n] != v).any() for n, v in ours.items()):
+        raise ValueError(f'{folder}: adapter_model.safetensors and head_edit.json disagree; '
+                         'load the adapter with PEFT if it was trained further')
     return edit

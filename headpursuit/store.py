@@ -82,7 +82,7 @@ def cached_table(folder: str | os.PathLike | None,  # None: nowhere, always comp
 
 # %% ../nbs/14_store.ipynb #5ac18c42
 def split_of(key: str,  # what must not occur in two splits
-             shares: Mapping[str, int],  # split -> share of 256, in the order in which they take the bytes
+             shares: Mapping[str, int],  # split -> share of 256; they take the bytes in this order
              ) -> str:
     "The split that `key` belongs to"
     if sum(shares.values()) != 256:
