@@ -1,5 +1,5 @@
 """Find the attention heads behind a concept, read what they write, and turn them up or down."""
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 from headpursuit.capture import HeadStats, capture
 from headpursuit.dictionary import Concept, Dictionary, builtin_concepts
