@@ -13,13 +13,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pandas as pd
 import torch
 from accelerate.utils import align_module_device
 from fastcore.basics import patch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .dictionary import Concept
 from .heads import Head, HeadModel, as_head_model
+from .pursuit import orthonormal_basis
 from .ranking import HeadRanking
 from .store import read_json, read_tensors, whole_file
 
@@ -30,6 +33,7 @@ class HeadEdit:
     heads: Sequence[Head | str | tuple[int, int]]  # in any notation that `Head.parse` reads
     alpha: float | Sequence[float]  # one factor, or one for each head
     provenance: dict = field(default_factory=dict, repr=False)  # where the heads came from
+    subspace: Concept | None = field(default=None, kw_only=True)  # change only its part of them
 
     def __post_init__(self):
         if isinstance(self.heads, (str, Head)): self.heads = [self.heads]
@@ -38,6 +42,9 @@ class HeadEdit:
         if len(set(self.heads)) < len(self.heads):
             raise ValueError('an edit names a head twice: give each head once')
         self.alphas  # refuses what are no factors
+        if not isinstance(self.subspace, Concept | None):
+            raise TypeError(f'subspace must be a Concept, got {self.subspace!r}: '
+                            'Concept.from_words(name, words, tokenizer) makes one')
 
 # %% ../nbs/05_editing.ipynb #05a7b06f
 def _factors(alpha: float | Sequence[float]) -> Tensor:  # () or (n,) float64
@@ -97,6 +104,34 @@ def scales(self: HeadEdit,
         v[h.head] = a
     return {layer: out[layer].flatten() for layer in sorted(out)}
 
+# %% ../nbs/05_editing.ipynb #2ebac135
+@patch
+def directions(self: HeadEdit,
+               model: HeadModel,  # whose unembedding gives the atoms
+               ) -> Tensor:  # (d, r) orthonormal columns
+    "A basis of the span of the subspace's atoms"
+    atoms = model.atoms(self.subspace, fold_norm=model.final_norm is not None).atoms
+    return orthonormal_basis(atoms.double()).float()
+
+# %% ../nbs/05_editing.ipynb #84a73ca2
+@patch
+@torch.no_grad()
+def low_rank(self: HeadEdit,
+             model: nn.Module | HeadModel,  # that the edit is for
+             ) -> dict[int, tuple[Tensor, Tensor]]:  # layer -> A (r, n_heads * k), B (d, r)
+    "The change of each edited output projection's weight as a product B A"
+    model = as_head_model(model)
+    B = self.directions(model)
+    out = {}
+    for layer, v in self.scales(model).items():
+        if model.post_norms[layer] is not None:
+            raise ValueError('a norm follows the output projection of this model, so a part of '
+                             'what a head writes cannot be edited exactly: edit whole heads, '
+                             'without subspace')
+        W = model.W_O(layer).to(B).transpose(0, 1).flatten(1)  # (d, n_heads * k)
+        out[layer] = ((B.T @ W) * (v - 1).to(B), B)
+    return out
+
 # %% ../nbs/05_editing.ipynb #8fb9d360
 class _Multiply(nn.Module):
     "What multiplies the input of a projection, as a hook in front of it"
@@ -110,18 +145,45 @@ class _Multiply(nn.Module):
 
 # %% ../nbs/05_editing.ipynb #70c9b143
 @contextmanager
-def _scaled(projection: nn.Module, v: Tensor) -> Iterator[None]:
-    "Within the context, the projection's input is multiplied by `v`"
+def _hooked(projection: nn.Module,
+            change: nn.Module,  # a hook with the change as its parameters
+            register: str,  # the method that registers it
+            ) -> Iterator[None]:
+    "Within the context, the projection is changed, and the change is a part of the model"
+    name = f'head_edit_{id(change)}'
     weight = projection.weight
-    factors = _Multiply(v if weight.is_meta else v.to(weight))
-    name = f'head_edit_{id(factors)}'
-    projection.add_module(name, factors)
-    handle = projection.register_forward_pre_hook(factors)
+    projection.add_module(name, change if weight.is_meta else change.to(weight))
+    handle = getattr(projection, register)(change)
     try:
         yield
     finally:
         handle.remove()
         delattr(projection, name)
+
+
+# %% ../nbs/05_editing.ipynb #4b162390
+class _Add(nn.Module):
+    "What adds a low-rank change to the output of a projection, as a hook behind it"
+    def __init__(self, A: Tensor, B: Tensor):
+        super().__init__()
+        self.A = nn.Parameter(A, requires_grad=False)
+        self.B = nn.Parameter(B, requires_grad=False)
+
+    def forward(self, projection, args, out):
+        x, *_ = args
+        return out + x @ self.A.to(x).T @ self.B.to(x).T
+
+# %% ../nbs/05_editing.ipynb #1964207e
+@patch
+def _changes(self: HeadEdit,
+             model: HeadModel,
+             ) -> dict[int, tuple[nn.Module, str]]:  # layer -> hook, how it is registered
+    "The hooks that apply the edit"
+    if self.subspace is None:
+        return {layer: (_Multiply(v), 'register_forward_pre_hook')
+                for layer, v in self.scales(model).items()}
+    return {layer: (_Add(*change), 'register_forward_hook')
+            for layer, change in self.low_rank(model).items()}
 
 # %% ../nbs/05_editing.ipynb #9a183e89
 @patch
@@ -132,8 +194,8 @@ def applied(self: HeadEdit,
     "Within the context, the heads' contributions are multiplied by alpha"
     model = as_head_model(model)
     with ExitStack() as stack:
-        for layer, v in self.scales(model).items():
-            stack.enter_context(_scaled(model.projections[layer], v))
+        for layer, change in self._changes(model).items():
+            stack.enter_context(_hooked(model.projections[layer], *change))
         stack.enter_context(torch.compiler.set_stance('force_eager'))  # or hooks are not seen
         yield
 
@@ -150,6 +212,23 @@ def _check_mergeable(projection: nn.Module, v: Tensor, transposed: bool) -> None
         raise ValueError(f'alpha is too large for weights in {w.dtype}: merged, some would be '
                          f'{largest.max():g}, and they end at {torch.finfo(w.dtype).max:g}')
 
+# %% ../nbs/05_editing.ipynb #365db1a4
+@patch
+@torch.no_grad()
+def _merged(self: HeadEdit,
+            model: HeadModel,
+            layer: int,
+            change: Tensor | tuple[Tensor, Tensor],  # from `scales` or `low_rank`
+            ) -> Tensor:  # as the projection keeps it
+    "The weight of an edited output projection"
+    w = model.projections[layer].weight
+    if self.subspace is None:
+        return w * (change[:, None] if model.transposed else change).to(w)
+    A, B = change
+    added = (B @ A).to(w.device)
+    return (w + (added.T if model.transposed else added)).to(w)
+
+
 # %% ../nbs/05_editing.ipynb #d38a06d7
 @patch
 @torch.no_grad()
@@ -158,13 +237,13 @@ def merge(self: HeadEdit,
           ) -> nn.Module:  # the same model
     "Bake the edit into the output projections' weights"
     model = as_head_model(model)
-    scales = {model.projections[layer]: v for layer, v in self.scales(model).items()}
-    for projection, v in scales.items():
-        _check_mergeable(projection, v, model.transposed)
-    for projection, v in scales.items():
-        v = v.to(projection.weight)
-        projection.weight.mul_(v[:, None] if model.transposed else v)
+    for layer, v in self.scales(model).items():
+        _check_mergeable(model.projections[layer], v, model.transposed)
+    changes = self.scales(model) if self.subspace is None else self.low_rank(model)
+    for layer, change in changes.items():
+        model.projections[layer].weight.copy_(self._merged(model, layer, change))
     return model.model
+
 
 # %% ../nbs/05_editing.ipynb #ee9775be
 @torch.no_grad()
@@ -188,6 +267,17 @@ def _check_free(folder: Path) -> None:
     if (folder / 'adapter_config.json').exists() and not (folder / 'head_edit.json').exists():
         raise FileExistsError(f'{folder} holds another adapter: choose another folder')
 
+# %% ../nbs/05_editing.ipynb #ed0d609a
+def _described(concept: Concept | None) -> dict | None:
+    "A concept as JSON, without the report of how it was made"
+    if concept is None: return None
+    return dict(name=concept.name, pieces=concept.pieces, words=list(concept.words))
+
+# %% ../nbs/05_editing.ipynb #662425ef
+def _concept(about: dict | None) -> Concept | None:
+    "The concept that `_described` wrote"
+    return about and Concept(about['name'], about['pieces'], about['words'], pd.DataFrame())
+
 # %% ../nbs/05_editing.ipynb #cffe2dde
 @patch
 def _about(self: HeadEdit, model: HeadModel) -> str:
@@ -199,27 +289,38 @@ def _about(self: HeadEdit, model: HeadModel) -> str:
         head_dim=model.head_dim,
         model_id=model.model.name_or_path,
         unembedding=_unembedding(model),
+        subspace=_described(self.subspace),
         provenance=self.provenance), indent=2)
 
 # %% ../nbs/05_editing.ipynb #ad3e202d
 @patch
 def _adapter(self: HeadEdit, model: HeadModel) -> dict[str, Tensor]:
     "The content of adapter_model.safetensors"
-    return {f'base_model.model.{model.projection_names[layer]}.ia3_l': v[None]
-            for layer, v in self.scales(model).items()}
+    path = lambda layer: f'base_model.model.{model.projection_names[layer]}'
+    if self.subspace is None:
+        return {f'{path(layer)}.ia3_l': v[None] for layer, v in self.scales(model).items()}
+    parts = {}
+    for layer, (A, B) in self.low_rank(model).items():
+        parts[f'{path(layer)}.lora_A.weight'] = A.contiguous()
+        parts[f'{path(layer)}.lora_B.weight'] = B.clone()
+    return parts
+
 
 # %% ../nbs/05_editing.ipynb #60ea3565
 @patch
 def _adapter_config(self: HeadEdit, model: HeadModel):
     "The content of adapter_config.json, as an object of PEFT"
-    from peft import IA3Config, PeftModel
+    from peft import IA3Config, LoraConfig, PeftModel
     if isinstance(model.model, PeftModel):
         raise ValueError('an edit cannot be saved for a model inside an adapter: '
                          'merge_and_unload() it first, or give the model without it')
     names = [model.projection_names[layer] for layer in self.scales(model)]
-    return IA3Config(
-        target_modules=names, feedforward_modules=names, fan_in_fan_out=model.transposed,
-        inference_mode=True, base_model_name_or_path=model.model.name_or_path or None)
+    common = dict(target_modules=names, fan_in_fan_out=model.transposed, inference_mode=True,
+                  base_model_name_or_path=model.model.name_or_path or None)
+    if self.subspace is None: return IA3Config(feedforward_modules=names, **common)
+    rank = self.directions(model).shape[1]
+    return LoraConfig(r=rank, lora_alpha=rank, **common)
+
 
 # %% ../nbs/05_editing.ipynb #f734af91
 @patch
@@ -227,7 +328,7 @@ def save(self: HeadEdit,
          folder: str | os.PathLike,  # made if it is not there
          model: nn.Module | HeadModel,  # that the edit is for
          ) -> None:
-    "Write the edit as an IA³ adapter for `model`, with its provenance"
+    "Write the edit as an adapter for `model`, with its provenance"
     model = as_head_model(model)
     folder = Path(folder)
     _check_free(folder)
@@ -263,6 +364,12 @@ def _check_model(about: dict, model: HeadModel) -> None:
         raise ValueError(f'this edit was made for {about["model_id"] or "another model"}: '
                          'the unembedding of the model given is a different one')
 
+# %% ../nbs/05_editing.ipynb #3e027577
+def _near(a: Tensor, b: Tensor) -> bool:
+    "Whether two tensors differ by no more than the rounding of a model's precision"
+    size = b.float().abs().max()
+    return a.shape == b.shape and (a.float() - b.float()).abs().max() <= 2**-7 * size
+
 # %% ../nbs/05_editing.ipynb #c6c46f27
 @patch(cls_method=True)
 def load(cls: HeadEdit,
@@ -272,13 +379,14 @@ def load(cls: HeadEdit,
     "Read an edit; with `model`, refuse it if it was made for another one"
     folder = Path(folder)
     about = _read_about(folder)
-    edit = cls(about['heads'], about['alpha'], about['provenance'])
+    edit = cls(about['heads'], about['alpha'], about['provenance'],
+               subspace=_concept(about.get('subspace')))
     if model is None: return edit
     model = as_head_model(model)
     _check_model(about, model)
     _, stored = read_tensors(folder / 'adapter_model.safetensors')
     ours = edit._adapter(model)
-    if stored.keys() != ours.keys() or any((stored[n] != v).any() for n, v in ours.items()):
+    if stored.keys() != ours.keys() or not all(_near(stored[n], v) for n, v in ours.items()):
         raise ValueError(f'{folder}: adapter_model.safetensors and head_edit.json disagree; '
                          'load the adapter with PEFT if it was trained further')
     return edit
