@@ -128,7 +128,7 @@ def _gradient(model: HeadModel,
 def attribution(model: HeadModel,
                 questions: pd.DataFrame,  # columns prompt, answer
                 *,
-                subspace: Concept | None = None,  # of this part of what heads write; None: all of it
+                subspace: Concept | None = None,  # of this part of what heads write; None: all
                 steps: int = 1,  # gradients to average; 1: at the unedited model alone
                 alpha: float = -1.,  # end of the way for more than one step
                 batch_size: int = 16,  # questions at once
