@@ -9,9 +9,11 @@ __all__ = ['Head', 'HeadModel', 'check_prompts', 'as_head_model']
 import hashlib
 import inspect
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from accelerate.utils import align_module_device
@@ -235,11 +237,18 @@ def _find_norms(self: HeadModel) -> None:
     unembedding = self.model.get_output_embeddings()
     if unembedding is not None: _check_linear(unembedding, 'the unembedding')
 
-# %% ../nbs/02_heads.ipynb #bdd70fe6
+# %% ../nbs/02_heads.ipynb #52cd5ad0
+@patch(as_prop=True)
+def quantised_origin(self: HeadModel) -> str:
+    "How the weights were stored before they became floating-point numbers; '' if never otherwise"
+    return getattr(self.model.config, 'quantised_origin', '')
+
+# %% ../nbs/02_heads.ipynb #833500e0
 @patch
 def __repr__(self: HeadModel) -> str:
+    origin = f', weights from {self.quantised_origin}' if self.quantised_origin else ''
     return (f'HeadModel({type(self.model).__name__}: {self.n_layers} layers x {self.n_heads} '
-            f'heads of size {self.head_dim}, width {self.d_model})')
+            f'heads of size {self.head_dim}, width {self.d_model}{origin})')
 
 # %% ../nbs/02_heads.ipynb #22420a0f
 @patch(as_prop=True)
@@ -526,18 +535,93 @@ def unembedding_hash(self: HeadModel) -> str:  # 64 hexadecimal digits
     shape = str(tuple(D.shape)).encode()
     return hashlib.sha256(shape + D.view(torch.int16).numpy().tobytes()).hexdigest()
 
-# %% ../nbs/02_heads.ipynb #7ca51d7f
+# %% ../nbs/02_heads.ipynb #51f6200f
 _SOURCE = ('revision', 'subfolder', 'cache_dir', 'token', 'local_files_only', 'trust_remote_code')
 
+def _gguf_path(name: str | Path,  # as for `from_pretrained`
+               gguf_file: str | None = None,  # a file in the folder or repository `name`
+               **source,  # where to look on the hub
+               ) -> Path | None:
+    "The GGUF file that is meant; `None` for a model in another format"
+    from transformers.utils import cached_file
+    if gguf_file is not None: return Path(cached_file(name, gguf_file, **source))
+    path = Path(name)
+    if path.suffix != '.gguf': return None
+    if not path.is_file():
+        raise ValueError(f'there is no file {path}: pass the path of a GGUF file on this machine, '
+                         'or a model id with gguf_file=')
+    return path
+
+# %% ../nbs/02_heads.ipynb #628cafdd
+_STORED = r'[.-](?:I?Q\d\w*|TQ\d\w*|MXFP4\w*|B?F16|F32)$'  # endings such as .Q4_1 or -IQ2_XS
+
+def _gguf_name(path: Path) -> str:
+    "What to call the model in a GGUF file"
+    return re.sub(_STORED, '', path.stem, flags=re.IGNORECASE)
+
+# %% ../nbs/02_heads.ipynb #ce7aa9f1
+def _gguf_origin(path: Path) -> str:  # such as 'Q4_1 GGUF', '' for floating-point numbers
+    "How most of a GGUF file's weights are stored"
+    from gguf import GGUFReader
+    with path.open('rb') as f:
+        if f.read(4) != b'GGUF': raise ValueError(f'{path} is not a GGUF file')
+    try: tensors = GGUFReader(path).tensors
+    except Exception as e:  # whatever does not fit: it was written whole
+        raise ValueError(f'{path} is damaged or not complete, download it again: {e}') from e
+    sizes = Counter()
+    for t in tensors: sizes[t.tensor_type.name] += t.n_elements
+    kind = max(sizes, key=sizes.get, default='')
+    return f'{kind} GGUF' if 'Q' in kind or 'FP' in kind else ''
+
+# %% ../nbs/02_heads.ipynb #09d634d4
+def _plain(model: nn.Module,
+           name: str,  # what to call it
+           origin: str,  # how its weights were stored
+           ) -> nn.Module:
+    "The model without marks of the file's format, but with its name and origin"
+    quantiser = getattr(model, 'hf_quantizer', None)
+    if quantiser is not None: quantiser.remove_quantization_config(model)
+    vars(model.config).pop('_model_name_or_path', None)  # the metadata's
+    model.config.name_or_path = name
+    if origin: model.config.quantised_origin = origin
+    return model
+
+# %% ../nbs/02_heads.ipynb #bc0b95c8
+def _load_gguf(path: Path,
+               **kwargs,  # for transformers
+               ):  # model, tokenizer
+    "The model and the tokenizer in a GGUF file"
+    import transformers as tf
+    origin = _gguf_origin(path)
+    place = dict(pretrained_model_name_or_path=path.parent, gguf_file=path.name)
+    if hasattr(tf, 'GgufConfig'):
+        kwargs = dict(quantization_config=tf.GgufConfig(dequantize=True)) | kwargs
+    try:
+        tokenizer = tf.AutoTokenizer.from_pretrained(**place)
+        model, found = tf.AutoModelForCausalLM.from_pretrained(
+            **place, output_loading_info=True, **kwargs)
+    except (ValueError, KeyError, NotImplementedError) as e:
+        raise ValueError(f'transformers {tf.__version__} cannot read {path}: {e}') from e
+    if found['missing_keys']:
+        raise ValueError(f'{path} lacks weights of a {type(model).__name__}, such as '
+                         f'{sorted(found["missing_keys"])[0]}')
+    return _plain(model, _gguf_name(path), origin), tokenizer
+
+# %% ../nbs/02_heads.ipynb #7ca51d7f
 @patch(cls_method=True)
 def from_pretrained(cls: HeadModel,
-                    name: str,  # a folder or a model id on the hub
+                    name: str | Path,  # a folder, a model id on the hub, or a GGUF file
+                    *, gguf_file: str | None = None,  # a GGUF file in that folder or repository
                     **kwargs,  # for transformers: dtype=torch.bfloat16, device_map='auto', ...
                     ) -> HeadModel:
     "Load a model with its tokenizer or processor"
     from transformers import (AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText,
                               AutoProcessor, AutoTokenizer)
     source = {k: v for k, v in kwargs.items() if k in _SOURCE}
+    gguf = _gguf_path(name, gguf_file, **source)
+    if gguf is not None:
+        model, tokenizer = _load_gguf(gguf, **{k: kwargs[k] for k in kwargs.keys() - source.keys()})
+        return cls(model.eval(), tokenizer)
     vision = getattr(AutoConfig.from_pretrained(name, **source), 'vision_config', None) is not None
     kind = AutoModelForImageTextToText if vision else AutoModelForCausalLM
     reader = AutoProcessor if vision else AutoTokenizer

@@ -423,3 +423,73 @@ def test_folding_works_for_every_kind_of_final_norm(config):
     ours = seen['stream'] @ model.dictionary(fold_norm=True).atoms.T
     likeness = torch.cosine_similarity(found, ours, dim=-1)
     close(likeness, torch.ones(found.shape[:2]), atol=1e-4, rtol=0)
+
+
+KINDS = {'F32': '', 'F16': '', 'Q8_0': 'Q8_0 GGUF', 'Q4_1': 'Q4_1 GGUF'}
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_gguf_file_becomes_a_plain_model(kind, tmp_path):
+    file = tmp_path / f'Tiny-2M-Instruct.{kind}.gguf'
+    original = tiny.write_gguf(file, kind)
+    model = HeadModel.from_pretrained(file, dtype=torch.float32)
+    assert model.name == 'Tiny-2M-Instruct'
+    assert model.quantised_origin == KINDS[kind]
+    assert (f'weights from {kind} GGUF' in repr(model)) == bool(KINDS[kind])
+    assert all(type(p) is nn.Linear and p.weight.dtype == torch.float32 for p in model.projections)
+    assert not hasattr(model.model.config, 'quantization_config')
+    batch = model.encode(TEXTS)
+    close(logits(model.model, batch), logits(original, batch))
+
+
+def test_what_came_from_gguf_is_saved_and_loaded_like_any_model(tmp_path):
+    file = tmp_path / 'Tiny-2M-Instruct.Q8_0.gguf'
+    tiny.write_gguf(file, 'Q8_0')
+    model = HeadModel.from_pretrained(tmp_path, gguf_file=file.name)
+    model.model.save_pretrained(tmp_path / 'saved')
+    model.tokenizer.save_pretrained(tmp_path / 'saved')
+    again = HeadModel.from_pretrained(tmp_path / 'saved')
+    assert again.weights_hash() == model.weights_hash()
+    assert again.quantised_origin == 'Q8_0 GGUF'
+    batch = model.encode(TEXTS)
+    same(again.encode(TEXTS)['input_ids'], batch['input_ids'])
+    same(logits(again.model, batch), logits(model.model, batch))
+
+
+def test_the_tokenizer_of_a_gguf_file_is_the_one_that_was_put_in(tmp_path):
+    tiny.write_gguf(tmp_path / 'tiny.gguf')
+    tok = HeadModel.from_pretrained(tmp_path / 'tiny.gguf').tokenizer
+    for role in ('bos_token', 'eos_token', 'pad_token', 'unk_token'):
+        assert getattr(tok, role) == getattr(tiny.TOK, role)
+    assert tok(TEXTS).input_ids == tiny.TOK(TEXTS).input_ids
+    hello = [dict(role='user', content='hello')]
+    assert tok.apply_chat_template(hello, tokenize=False) == 'user: hello\n'
+
+
+def test_gguf_files_that_cannot_be_read_say_why(tmp_path):
+    file = tmp_path / 'tiny.gguf'
+    tiny.write_gguf(file)
+    whole = file.read_bytes()
+    for length in (10, 1000, len(whole) // 2, len(whole) - 2000):
+        file.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match='tiny.gguf is damaged or not complete'):
+            HeadModel.from_pretrained(file)
+    file.write_bytes(b'<html>not found</html>')
+    with pytest.raises(ValueError, match='tiny.gguf is not a GGUF file'):
+        HeadModel.from_pretrained(file)
+    with pytest.raises(ValueError, match='there is no file .*other.gguf'):
+        HeadModel.from_pretrained(tmp_path / 'other.gguf')
+    with pytest.raises(OSError, match='other.gguf'):
+        HeadModel.from_pretrained(tmp_path, gguf_file='other.gguf')
+
+
+def test_a_gguf_file_of_an_unknown_architecture_is_refused(tmp_path):
+    tiny.write_gguf(tmp_path / 'tiny.gguf', architecture='rwkv7')
+    with pytest.raises(ValueError, match='transformers .* cannot read .*rwkv7'):
+        HeadModel.from_pretrained(tmp_path / 'tiny.gguf')
+
+
+def test_a_gguf_file_without_some_weights_is_refused(tmp_path):
+    tiny.write_gguf(tmp_path / 'tiny.gguf', without=['blk.1.attn_output.weight'])
+    with pytest.raises(ValueError, match='lacks weights .*layers.1.self_attn.o_proj.weight'):
+        HeadModel.from_pretrained(tmp_path / 'tiny.gguf')

@@ -1,8 +1,10 @@
 "Tiny randomly initialised models of every supported family: the real classes, no download"
 import json
 
+import numpy as np
 import torch
 import transformers as tf
+from gguf import GGMLQuantizationType, GGUFWriter, quants
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -220,3 +222,76 @@ def vision_model(family: str):
     config, inputs, processor = VISION_CONFIGS[family]()
     model = tf.AutoModelForImageTextToText.from_config(config, attn_implementation='eager')
     return randomise(model).eval(), inputs, processor
+
+
+CHAT = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+LAYER = {'attn_norm': 'input_layernorm', 'ffn_norm': 'post_attention_layernorm',
+         'attn_q': 'self_attn.q_proj', 'attn_k': 'self_attn.k_proj', 'attn_v': 'self_attn.v_proj',
+         'attn_output': 'self_attn.o_proj', 'ffn_gate': 'mlp.gate_proj', 'ffn_up': 'mlp.up_proj',
+         'ffn_down': 'mlp.down_proj'}
+OUTSIDE = {'token_embd': 'model.embed_tokens', 'output_norm': 'model.norm', 'output': 'lm_head'}
+GGUF = dict(TEXT, intermediate_size=64)  # rows of whole blocks of 32
+
+
+def gguf_names(n_layers):
+    "Name in a GGUF file -> name in a Llama of transformers"
+    layers = {f'blk.{i}.{a}.weight': f'model.layers.{i}.{b}.weight'
+              for i in range(n_layers) for a, b in LAYER.items()}
+    return layers | {f'{a}.weight': f'{b}.weight' for a, b in OUTSIDE.items()}
+
+
+def turned(w, n_heads):
+    "Queries or keys in the order of llama.cpp, where the two halves of a rotation lie together"
+    return w.reshape(n_heads, 2, -1, w.shape[1]).swapaxes(1, 2).reshape(w.shape)
+
+
+def gguf_metadata(writer, config):
+    writer.add_name('Jargon of the training')
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10000.)
+    writer.add_vocab_size(config.vocab_size)
+
+
+def gguf_tokenizer(writer):
+    bpe = json.loads(TOK.backend_tokenizer.to_str())['model']
+    writer.add_tokenizer_model('gpt2')
+    writer.add_token_list(list(bpe['vocab']))
+    writer.add_token_types([3 if t in SPECIAL else 1 for t in bpe['vocab']])  # 3: special
+    writer.add_token_merges([' '.join(m) for m in bpe['merges']])
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_pad_token_id(3)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(CHAT)
+
+
+def write_gguf(path, kind='F32', architecture='llama', without=()):
+    "A tiny Llama as a GGUF file; the same model with weights rounded as in the file"
+    torch.manual_seed(0)
+    model = randomise(tf.LlamaForCausalLM(tf.LlamaConfig(**GGUF))).eval()
+    weights = model.state_dict()
+    heads = {'attn_q': GGUF['num_attention_heads'], 'attn_k': GGUF['num_key_value_heads']}
+    writer = GGUFWriter(path, architecture)
+    gguf_metadata(writer, model.config)
+    gguf_tokenizer(writer)
+    for name, source in gguf_names(GGUF['num_hidden_layers']).items():
+        w = weights[source].numpy()
+        stored = GGMLQuantizationType['F32' if w.ndim == 1 else kind]
+        rounded = quants.dequantize(quants.quantize(w, stored), stored)
+        weights[source].copy_(torch.from_numpy(rounded))
+        n_heads = heads.get(name.split('.')[-2])
+        if n_heads: w = np.ascontiguousarray(turned(w, n_heads))
+        if name not in without:
+            writer.add_tensor(name, quants.quantize(w, stored), raw_dtype=stored)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return model
