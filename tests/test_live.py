@@ -1,19 +1,22 @@
 "The live explorer: what the engine in the page computes is what PyTorch computes, in a real browser"
-import json
+import http.server
 import random
 import re
+import threading
 from contextlib import nullcontext
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import transformers as tf
+from PIL import Image
 from tiny import TEXT, TOK, llama_tokenizer, randomise, text_model
 from torch.testing import assert_close
 
 from headpursuit import (Concept, HeadEdit, HeadModel, atlas, builtin_concepts, capture, generate,
                          pocket_path, rank_heads, reading_questions)
-from headpursuit.live import live_page, token_counts
+from headpursuit.live import LiveExplorer, live_page, token_counts
 from headpursuit.ranking import null_scores
 
 CONCEPTS = ['colours', 'countries', 'months', 'animals', 'professions']
@@ -196,3 +199,234 @@ def test_the_pursuit_is_the_atlas(either):
         rows = table[(table.layer == head.layer) & (table['head'] == head.head)]
         assert [s['candidates'][0]['id'] for s in path] == rows.token_id.tolist()
         assert [s['explained'] for s in path] == pytest.approx(rows.explained.tolist(), abs=1e-4)
+
+
+# ---- the page
+
+@pytest.fixture
+def visit(new_page, tmp_path):
+    "Open a live page in a browser; whatever goes wrong on it fails the test"
+    seen = []
+
+    def open(live, width=1280, hash='', **options):
+        page, wrong = page_of(live, new_page, tmp_path, width, hash, **options)
+        seen.append(wrong)
+        return page
+    yield open
+    assert not any(seen)
+
+
+sizes = pytest.mark.parametrize('width', [1280, 390])
+
+
+def settled(page, text):
+    "Wait until the page shows what it has worked out for a passage"
+    page.wait_for_function("""text => live.shown?.ids === live.tokenizer.encode(text).join()
+        && live.shown.alphas === String(factors())""", arg=text)
+
+
+def edit_of(page):
+    "The edit that the page offers to copy, made by Python"
+    return eval(page.locator('#live-code code').inner_text(), dict(HeadEdit=HeadEdit))
+
+
+@sizes
+def test_type_a_passage_and_turn_heads(pocket, visit, width):
+    model, stats, _, live = pocket
+    page, text = visit(live, width), 'Zoe wears red clothes. Zoe was born in Chad. Zoe has the colour'
+    page.locator('#run').click()
+    page.locator('#passage').fill(text)
+    settled(page, text)
+    assert page.locator('#before').inner_text() == generate(model, [text], max_new_tokens=12)[0].strip()
+    top = rank_heads(model, stats, Concept.builtin('colours', model.tokenizer)).top(1)
+    page.locator('#pick-1').click()
+    page.locator('#name').fill('2.6')
+    page.locator('#name').press('Enter')
+    assert page.evaluate('document.activeElement.id') == 'name'
+    page.get_by_label(f'Factor of {top[0]}').press('Home')
+    page.get_by_label('Factor of L2.H6').press('End')
+    settled(page, text)
+    assert edit_of(page).alphas == {top[0]: -2, model.check_head('L2.H6'): 6}
+    with edit_of(page).applied(model), torch.no_grad():
+        expected = generate(model, [text], max_new_tokens=12)[0].strip()
+        chances = model.model(**model.encode([text])).logits[0, -1].softmax(-1)
+    assert page.locator('#after').inner_text() == expected != page.locator('#before').inner_text()
+    rows = page.locator('#next tbody tr').all_inner_texts()
+    best = model.token_names[chances.argmax()].replace(' ', '·')
+    assert any(r.split()[0] == best and r.split()[-1] == f'{chances.max():.2f}' for r in rows)
+    page.locator('#name').fill('L9.H1')
+    page.get_by_role('button', name='Add').click()
+    assert 'layers from 0 to 3' in page.locator('#unknown').inner_text()
+    page.get_by_label('Remove L2.H6').click()
+    assert list(edit_of(page).alphas) == top
+
+
+@sizes
+def test_own_words_colour_the_map(pocket, visit, width):
+    model, stats, _, live = pocket
+    page, words = visit(live, width), ['red', 'doctor', 'heliotrope']
+    page.locator('#words').fill(', '.join(words))
+    page.locator('#own-null table').wait_for()
+    ranking = rank_heads(model, stats, Concept.from_words('own', words, model.tokenizer))
+    for row in ranking.table[::25].itertuples():
+        shown = page.locator(f'[data-head="{row.layer * 32 + row.head}"]').get_attribute('aria-label')
+        assert f'your words {row.score:.2f}' in shown
+    first = page.locator('#own-null tbody tr').first.inner_text().split()
+    assert first[:2] == [str(ranking.top(1)[0]), f'{ranking.table.score[0]:.2f}']
+    assert 'heliotrope (·he' in page.locator('#own-report').inner_text()
+    assert page.evaluate('document.documentElement.scrollWidth') <= width
+    page.locator('#words').fill('heliotrope')
+    page.wait_for_function('() => D.concepts.length === 5')
+    assert page.locator('#concept option:checked').inner_text() == 'colours'
+    page.locator('#words').fill(','.join(w for c in CONCEPTS for w in builtin_concepts()[c]))
+    page.get_by_text('More than 50 atoms').wait_for()
+
+
+def test_a_link_shows_the_same_view(pocket, visit):
+    _, _, _, live = pocket
+    link = ('#model=language&concept=months&head=L1.H4&beside=L3.H2&edit=L2.H6,L0.H1&alpha=2.5,-1'
+            '&text=Anna%20is&words=red,%20blue')
+    page = visit(live, hash=link)
+    settled(page, 'Anna is')
+    page.locator('#own-null table').wait_for()
+    assert page.locator('#concept option:checked').inner_text() == 'months'
+    assert page.locator('#card h2').inner_text() == 'Head L1.H4'
+    assert 'L1.H4 beside L3.H2' in page.locator('#card').inner_text()
+    assert {str(h): a for h, a in edit_of(page).alphas.items()} == {'L2.H6': 2.5, 'L0.H1': -1}
+    page.get_by_label('Factor of L0.H1').press('ArrowRight')
+    page.wait_for_function("() => location.hash.includes('alpha=-0.9,2.5')")
+    again = visit(live, hash=page.evaluate('location.hash'))
+    settled(again, 'Anna is')
+    again.locator('#own-null table').wait_for()
+    for part in ('#live-code', '#card', '#own-null', '#texts'):
+        assert again.locator(part).inner_text() == page.locator(part).inner_text()
+    elsewhere = visit(live, hash='#model=other&head=L0.H99&edit=L7.H1,x&alpha=x')
+    assert 'made for other' in elsewhere.locator('#about').inner_text()
+
+
+def test_table_and_picture_are_saved(pocket, visit, tmp_path):
+    model, stats, _, live = pocket
+    page = visit(live)
+    with page.expect_download() as table: page.locator('#csv').click()
+    table.value.save_as(tmp_path / 'heads.csv')
+    saved = pd.read_csv(tmp_path / 'heads.csv')
+    expected = rank_heads(model, stats, Concept.builtin('months', model.tokenizer)).grid().flatten()
+    assert saved.months.tolist() == pytest.approx(expected, abs=5e-4)
+    assert (saved.layer * 32 + saved['head']).tolist() == list(range(128))
+    with page.expect_download() as picture: page.locator('#picture').click()
+    picture.value.save_as(tmp_path / 'map.png')
+    colours = Image.open(tmp_path / 'map.png').convert('RGB').getcolors(10**6)
+    assert {c for _, c in colours} >= {(253, 231, 37), (255, 255, 255)}  # the best head's yellow, on white
+
+
+def test_two_heads_side_by_side(pocket, visit):
+    data, page = pocket[-1].data, visit(pocket[-1])
+    page.locator('#pin').click()
+    page.locator('[data-head="70"]').click()
+    scores = data['concepts'][0]['scores']
+    row = page.locator('#comparison tr', has_text='colours').inner_text().split()
+    assert row == ['colours', f'{scores[70]:.2f}', f'{max(scores):.2f}']
+    page.get_by_role('button', name='Stop comparing').click()
+    assert page.locator('#comparison').count() == 0
+
+
+def test_steps_of_a_pursuit_by_keyboard(pocket, visit):
+    model, stats, _, live = pocket
+    page = visit(live, hash='#head=L2.H6')
+    page.get_by_role('button', name='Start it').click()
+    page.locator('#step-slider').press('ArrowRight')
+    page.locator('#step-slider').press('ArrowRight')
+    rows = atlas(model, stats, n_atoms=3, heads=['L2.H6'], progress=False)
+    shown = page.locator('#step').inner_text()
+    assert f'Step 3: {1 - rows.explained[1]:.2f} of the variance is left' in shown
+    assert rows.token[2].replace(' ', '·') in shown and f'{rows.explained[2]:.2f} is explained' in shown
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+@sizes
+def test_contrast_and_width(pocket, visit, contrast, scheme, width):
+    link = '#edit=L2.H6,L0.H1&beside=L1.H1&words=red,%20heliotrope'
+    page = visit(pocket[-1], width, link, color_scheme=scheme)
+    settled(page, pocket[-1].live['passages'][0])
+    page.locator('#own-null table').wait_for()
+    found = contrast(page)
+    assert len(found) > 200 and found[0][0] >= 4.5, found[:3]
+    assert page.evaluate('document.documentElement.scrollWidth') <= width
+
+
+def test_inside_a_notebook(pocket, new_page, tmp_path):
+    (tmp_path / 'notebook.html').write_text(f'<body>{pocket[-1]._repr_html_()}</body>', encoding='utf-8')
+    page, wrong = new_page(1280)
+    page.goto((tmp_path / 'notebook.html').as_uri())
+    frame = page.frame_locator('iframe')
+    frame.locator('#pick-2').click()
+    frame.locator('#next tbody tr').first.wait_for()
+    assert frame.locator('#live-code code').count() == 1 and not wrong
+
+
+def test_the_map_works_while_the_weights_come_in(pocket, chromium):
+    html = pocket[-1].page.encode()
+    go_on = threading.Event()
+
+    class Slow(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header('Content-Type', 'text/html; charset=utf-8')
+            self.end_headers()
+            self.wfile.write(html[:len(html) // 2])
+            go_on.wait(60)
+            self.wfile.write(html[len(html) // 2:])
+
+        def log_message(self, *args): pass
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Slow) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        context = chromium.new_context()
+        page = context.new_page()
+        page.goto(f'http://127.0.0.1:{server.server_port}/', wait_until='commit')
+        page.locator('#run').click()
+        page.wait_for_function("() => document.querySelector('progress')?.value > .3")
+        page.locator('[data-head="70"]').click()
+        assert page.locator('#card h2').inner_text() == 'Head L2.H6'
+        assert page.locator('progress').evaluate('bar => bar.value') < .5
+        go_on.set()
+        page.locator('#next tbody tr').first.wait_for()
+        context.close()
+        server.shutdown()
+
+
+def test_page_is_small_and_asks_nobody(pocket):
+    live = pocket[-1]
+    html = LiveExplorer(live.data, live.live, b'').page
+    assert len(html.encode()) < 3e6
+    assert 'http:' not in html and 'https:' not in html
+    assert not re.search(r'\bsrc=|@import|url\(|fetch\(|XMLHttpRequest|import\(|innerHTML|\beval\(', html)
+    assert html.count('Content-Security-Policy') == 1 and "default-src 'none'" in html
+
+
+def test_strange_tokens_stay_text(visit):
+    evil = '</script><img src=x onerror="document.title = 1">'
+    model, stats, prompts, _ = shared_keys()
+    model.token_names = [evil] * len(TOK)
+    concepts = {evil: Concept(evil, [[i] for i in range(20, 40)], [], None)}
+    live = live_page(model, stats, concepts, prompts=prompts, passages=[evil], progress=False)
+    page = visit(live, 390, '#edit=L0.H1&words=<img>')
+    settled(page, evil)
+    page.get_by_text('Left out').wait_for()
+    assert page.locator('img').count() == 0 and page.title() == 'Head explorer'
+    assert evil in page.locator('#next').inner_text()
+
+
+def test_what_the_engine_cannot_run_is_refused():
+    other = HeadModel(text_model('mistral'), TOK)
+    prompts = ['Grass is green', 'The sky is blue']
+    stats = capture(other, prompts, progress=False)
+    with pytest.raises(ValueError, match='this is MistralForCausalLM'):
+        live_page(other, stats, prompts=prompts)
+    llama = HeadModel(text_model('llama'), llama_tokenizer())
+    stats = capture(HeadModel(llama.model, TOK), prompts, progress=False)
+    with pytest.raises(ValueError, match='byte-level BPE'):
+        live_page(llama, stats, prompts=prompts)
+    relu = HeadModel(text_model('llama'), TOK)
+    relu.config.hidden_act = 'relu'
+    with pytest.raises(ValueError, match='this model has relu'):
+        live_page(relu, stats, prompts=prompts)

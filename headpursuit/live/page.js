@@ -79,6 +79,7 @@ async function run() {
   const after = alphas ? await write(ids, alphas, L.new_tokens, stale) : before;
   if (!after) return;
   live.after = after;
+  live.shown = {ids: ids.join(), alphas: String(alphas)};
   drawTexts();
 }
 const runSoon = later(run, 60), runAfterTyping = later(run, 250);
@@ -93,7 +94,8 @@ function drawTexts() {
   $('texts').replaceChildren(el('dl', {}, el('dt', {}, 'unedited'), el('dd', {id: 'before'}, completion(before.text, words)),
     el('dt', {}, 'edited'), el('dd', {id: 'after'}, !edited ? quiet('select heads, and move their sliders') : changed ? completion(after.text, words) : quiet('unchanged'))));
   const top = chances => [...chances.keys()].sort((a, b) => chances[b] - chances[a]).slice(0, SHOWN);
-  const rows = [...new Set([...top(before.chances).slice(0, edited ? 5 : SHOWN), ...edited ? top(after.chances) : []])].slice(0, SHOWN);
+  const likely = [...new Set([...top(before.chances), ...top(after.chances)])].sort((a, b) => before.chances[b] - before.chances[a]);
+  const rows = likely.filter((i, n) => n < 3 || Math.max(before.chances[i], after.chances[i]) >= .01);
   const number = x => x < .005 ? '<.01' : two(x);
   $('next').replaceChildren(el('h3', {}, 'The next token'), table(
     [el('th', {scope: 'col'}, 'token'), el('th', {scope: 'col', colspan: 2, class: 'number'}, 'probability'), ...edited ? [el('th', {scope: 'col', colspan: 2, class: 'number'}, 'edited')] : []],
@@ -114,14 +116,16 @@ function drawPicks() {
   const c = D.concepts[state.concept], top = n => best[state.concept].slice(0, n);
   $('picks').replaceChildren(el('span', {}, `Heads: the top of ${c.name}`),
     ...[1, 2, 3].map(n => el('button', {id: `pick-${n}`, 'aria-pressed': key(top(n)) === key(live.alphas.keys()), onclick: () => { selectAll(top(n)); $(`pick-${n}`).focus(); }}, `${n}`)),
-    el('label', {for: 'name'}, 'or by name'), el('input', {id: 'name', class: 'words short', placeholder: 'L2.H6', autocomplete: 'off', onchange: pickByName}),
+    el('label', {for: 'name'}, 'or by name'),
+    el('input', {id: 'name', class: 'words short', placeholder: 'L2.H6', autocomplete: 'off', onkeydown: e => { if (e.key === 'Enter') pickByName(); }}),
+    el('button', {onclick: pickByName}, 'Add'),
     ...live.alphas.size ? [el('button', {onclick: () => { selectAll([]); $('name').focus(); }}, 'Clear')] : []);
 }
-function pickByName(e) {
-  const i = headOf(e.target.value);
-  if (i === null) { e.target.setCustomValidity(`Write a head such as L2.H6: layers 0 to ${D.layers - 1}, heads 0 to ${D.heads - 1}`); e.target.reportValidity(); return; }
-  state.selected.add(i);
-  selectAll(state.selected);
+function pickByName() {
+  const i = headOf($('name').value);
+  $('unknown').textContent = i !== null ? '' :
+    `Write a head as L2.H6, with layers from 0 to ${D.layers - 1} and heads from 0 to ${D.heads - 1}.`;
+  if (i !== null) selectAll([...state.selected, i]);
   $('name').focus();
 }
 
@@ -137,16 +141,17 @@ function drawSliders() {
   const together = all.length > 1 ? [el('span', {}, 'all'), ...slider('all heads', all[0][1], x => {
     all.forEach(([i], n) => { live.alphas.set(i, x); rows[n][1].value = x; rows[n][2].textContent = signed(x); });
   }), el('span')] : [];
+  $('factor').hidden = !all.length;
   $('sliders').replaceChildren(...together, ...rows.flat());
   drawCode();
 }
 function drawCode() {
   const heads = [...live.alphas.keys()];
-  $('live-code').replaceChildren(...heads.length ? editCode(heads, [...live.alphas.values()].map(a => +a.toFixed(2))) : []);
+  $('live-code').replaceChildren(...heads.length ? [editCode(heads, [...live.alphas.values()].map(a => +a.toFixed(2)))] : []);
 }
 
 // ---- own words: a concept like the others, ranked here
-async function rankWords() {
+async function rankWords(show = true) {
   const mine = live.ranking = {}, words = $('words').value.split(/[,;\n]+/);
   const {atoms, report} = atomsOf(words, L.names, live.tokenizer), quoted = xs => xs.map(token).join(' ');
   const lost = report.filter(r => !r.tokens.length).map(r => `${r.word} (${r.pieces.map(p => token(p)).join('|') || 'unknown'})`);
@@ -155,11 +160,12 @@ async function rankWords() {
   if (lost.length) about.push(el('p', {}, `Left out, as the tokenizer cuts ${lost.length > 1 ? 'them' : 'it'} into pieces: ${lost.join(', ')}`));
   if (atoms.length > MOST_ATOMS) about.push(el('p', {class: 'warn'}, `More than ${MOST_ATOMS} atoms need a pursuit, which this box does not run: take fewer words, or rank_heads.`));
   $('own-report').replaceChildren(...about);
+  $('own-null').replaceChildren();
   if (!atoms.length || atoms.length > MOST_ATOMS) { forgetWords(); return; }
   await start();
   if (live.ranking !== mine) return;
   const scores = live.heads.score(atoms);
-  keepWords({name: 'your words', scores, words: [...new Set(atoms.map(i => L.names[i].trim().toLowerCase()))]});
+  keepWords({name: 'your words', scores, words: [...new Set(atoms.map(i => L.names[i].trim().toLowerCase()))]}, show);
   const sums = scores.map(() => 0), tops = [];
   for (const ids of live.heads.randomSets(atoms, NULL_DRAWS, generator(0))) {
     const drawn = live.heads.score(ids);
@@ -171,25 +177,25 @@ async function rankWords() {
   }
   live.own.expected = sums.map(s => s / tops.length);
   live.own.tops = tops;
-  $('own-report').replaceChildren(...about, nullTable());
+  $('own-null').replaceChildren(nullTable());
 }
 
 function nullTable() {  // as `stand_out`: how likely the best head of random words scores as high
   const {scores, expected, tops} = live.own, chance = s => (1 + tops.filter(t => t >= s).length) / (1 + tops.length);
   const heads = [...scores.keys()].sort((a, b) => scores[b] - scores[a]).slice(0, 6);
-  return el('div', {id: 'null'}, table(
+  return el('div', {}, el('h3', {}, 'Your words beside random ones'), table(
     [el('th', {scope: 'col'}, 'head'), el('th', {scope: 'col', class: 'number'}, 'score'), el('th', {scope: 'col', class: 'number'}, 'random words'), el('th', {scope: 'col', class: 'number'}, 'p')],
     heads.map(i => el('tr', {}, el('td', {}, el('button', {onclick: () => openCard(i)}, label(i))), ...[scores[i], expected[i], chance(scores[i])].map(x => el('td', {class: 'number'}, two(x)))))),
     el('p', {class: 'soft'}, `Random words: mean score of ${tops.length} random sets of tokens, as many and as frequent. p: how often the best head of such a set scores as high.`));
 }
 
-function keepWords(concept) {
+function keepWords(concept, show) {
   const order = concept.scores.map((_, i) => i).sort((a, b) => concept.scores[b] - concept.scores[a] || a - b);
   const j = live.own ? D.concepts.indexOf(live.own) : D.concepts.length;
   live.own = D.concepts[j] = {...concept, top: order.slice(0, D.concepts[0].top.length)};
   best[j] = order;
   if (!$('concept').options[j]) $('concept').append(el('option', {value: j}, concept.name));
-  setConcept(j);
+  setConcept(show ? j : state.concept);
 }
 function forgetWords() {
   live.ranking = null;
@@ -200,6 +206,7 @@ function forgetWords() {
   best.splice(j, 1);
   $('concept').options[j].remove();
   live.own = null;
+  $('own-null').replaceChildren();
   drawCard();
 }
 
@@ -233,9 +240,10 @@ function drawSteps() {
 
 // ---- putting it on the page
 $('concept').parentElement.after($('live-parts').content.cloneNode(true));
+$('strongest').after(el('div', {id: 'own-null', 'aria-live': 'polite'}));
 $('edit').before($('live-sections').content.cloneNode(true));
 $('edit').hidden = !D.edits;
-$('examples').append(el('option', {value: ''}, 'examples'), ...L.passages.map((p, i) => el('option', {value: i}, `${p.slice(0, 30)} … ${p.slice(-25)}`)));
+$('examples').append(el('option', {value: ''}, 'an example'), ...L.passages.map((p, i) => el('option', {value: i}, `… ${p.split('. ').at(-1)}`)));
 $('examples').addEventListener('change', e => {
   if (e.target.value !== '') $('passage').value = L.passages[e.target.value];
   e.target.value = '';
@@ -244,7 +252,7 @@ $('examples').addEventListener('change', e => {
 $('passage').value = L.passages[0] ?? '';
 $('passage').addEventListener('input', () => { runAfterTyping(); touched(); });
 $('words').addEventListener('input', () => { rankSoon(); touched(); });
-const rankSoon = later(rankWords, 300);
+const rankSoon = later(() => rankWords(), 300);
 $('start').append(el('button', {id: 'run', onclick: () => run()}, `Start the model (${(L.size / 4 * 3 / 1e6).toFixed(1)} MB, in this page already)`));
 
 addEventListener('view', () => {  // the explorer shows something else
@@ -256,9 +264,9 @@ addEventListener('view', () => {  // the explorer shows something else
 drawPicks(); drawSteps();
 link.alpha = {
   write: () => [...live.alphas.values()].map(a => +a.toFixed(2)).join(),
-  read: text => {
-    const given = text.split(',').map(Number).filter(Number.isFinite);
-    [...live.alphas.keys()].forEach((i, n) => live.alphas.set(i, given[n] ?? given[0] ?? 1));
+  read: (text, given) => {  // one for all, or one for each head in the order of the link
+    const alphas = text.split(',').map(Number).filter(Number.isFinite), order = (given.get('edit') ?? '').split(',').map(headOf);
+    order.forEach((i, n) => { if (live.alphas.has(i)) live.alphas.set(i, Math.min(HIGHEST, Math.max(LOWEST, alphas[n] ?? alphas[0] ?? 1))); });
     drawSliders(); run();
   },
 };
@@ -266,5 +274,8 @@ link.text = {
   write: () => $('passage').value === L.passages[0] ? '' : $('passage').value,
   read: text => { $('passage').value = text; run(); },
 };
-link.words = {write: () => live.own ? $('words').value : '', read: text => { $('words').value = text; rankWords(); }};
+link.words = {write: () => live.own ? $('words').value : '', read: (text, given) => {
+  $('words').value = text;
+  rankWords(!D.concepts.some(c => c !== live.own && c.name === given.get('concept')));
+}};
 readLink();
