@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'MOODS', 'QUANTITIES', 'SHAPES', 'TEXTURES', 'SIZE', 'GREY', 'CAPTION_PROMPT', 'SETS', 'seeing_words',
-           'Group', 'draw_scene', 'mention', 'caption', 'caption_scenes', 'check_caption', 'class_names',
-           'classification_prompt', 'classification_set']
+           'Group', 'draw_scene', 'mention', 'caption', 'caption_scenes', 'check_caption', 'judge_captions',
+           'class_names', 'classification_prompt', 'classification_set']
 
 # %% ../../nbs/pocket/02_seeing_world.ipynb #f25748d9
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PIL, ImageDraw, ImageFont
 
@@ -374,6 +375,15 @@ def check_caption(text: str,  # a caption
         judged.append((kinds[word], word, truth.get(kinds[word]) == word))
         i += kinds[word] == 'shapes'
     return judged
+
+# %% ../../nbs/pocket/02_seeing_world.ipynb #f8c8b967
+def judge_captions(texts: Iterable[str],  # captions
+                   scenes: Iterable[list[dict]],  # what each is about, see `caption_scenes`
+                   ) -> pd.DataFrame:  # by concept: share of true words, and their number
+    "How many of the concept words in captions are true"
+    judged = [word for text, groups in zip(texts, scenes) for word in check_caption(text, groups)]
+    table = pd.DataFrame(judged, columns=['concept', 'word', 'true'])
+    return table.groupby('concept')['true'].agg(['mean', 'size'])
 
 # %% ../../nbs/pocket/02_seeing_world.ipynb #c17537ab
 SETS = dict(digits='digit', glyphs='digit', shapes='shape', textures='texture', colours='colour')
