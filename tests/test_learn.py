@@ -11,5 +11,7 @@ LESSONS = sorted((Path(__file__).parent.parent / 'nbs' / 'learn').glob('*.ipynb'
 @pytest.mark.slow
 @pytest.mark.parametrize('lesson', LESSONS, ids=lambda p: p.stem)
 def test_lesson_runs(lesson):
-    notebook = nbformat.read(lesson, as_version=4)
-    nbclient.NotebookClient(notebook, timeout=300, kernel_name='python3', resources=dict(metadata=dict(path=str(lesson.parent)))).execute()
+    folder = dict(metadata=dict(path=str(lesson.parent)))
+    client = nbclient.NotebookClient(
+        nbformat.read(lesson, as_version=4), timeout=300, kernel_name='python3', resources=folder)
+    client.execute()
