@@ -28,7 +28,7 @@ setup(
     license="Apache-2.0",
     keywords=cfg["keywords"].split(),
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
-    package_data={cfg["lib_name"]: ["*.html", "data/*", "pocket/**/*"]},
+    package_data={cfg["lib_name"]: ["*.html", "data/*", "live/*", "pocket/**/*"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=lines("requirements"),
     extras_require={"dev": lines("dev_requirements")},

@@ -137,7 +137,7 @@ class LiveExplorer(Explorer):
         def part(name): return (files('headpursuit') / 'live' / name).read_text(encoding='utf-8')
         weights = b64encode(self.weights).decode()
         parts = dict(
-            LIVE=_for_script(self.live | dict(size=len(weights))),
+            LIVE=_for_script(self.live | dict(size=len(weights), bytes=len(self.weights))),
             MODEL=part('model.js'),
             SCORE=part('score.js'),
             PAGE=part('page.js'),

@@ -98,9 +98,25 @@ function dot(a, i, b, j, n) {  // four sums, which a processor can work on side 
 function linear(x, rows, W, bias) {  // (rows, in) times the transpose of W (out, in)
   const width = x.length / rows, out = W.length / width;
   const y = new Float32Array(rows * out);
-  for (let o = 0; o < out; o++) {  // a row of W is used for all tokens while it is at hand
-    const b = bias ? bias[o] : 0;
-    for (let r = 0; r < rows; r++) y[r * out + o] = dot(x, r * width, W, o * width, width) + b;
+  for (let o = 0; o < out; o++) {
+    const w = o * width, b = bias ? bias[o] : 0;
+    let r = 0;
+    for (; r + 3 < rows; r += 4) {  // a weight, once at hand, is used for four tokens
+      const x0 = r * width, x1 = x0 + width, x2 = x1 + width, x3 = x2 + width;
+      let s0 = b, s1 = b, s2 = b, s3 = b;
+      for (let i = 0; i < width; i++) {
+        const weight = W[w + i];
+        s0 += weight * x[x0 + i];
+        s1 += weight * x[x1 + i];
+        s2 += weight * x[x2 + i];
+        s3 += weight * x[x3 + i];
+      }
+      y[r * out + o] = s0;
+      y[(r + 1) * out + o] = s1;
+      y[(r + 2) * out + o] = s2;
+      y[(r + 3) * out + o] = s3;
+    }
+    for (; r < rows; r++) y[r * out + o] = dot(x, r * width, W, w, width) + b;
   }
   return y;
 }
