@@ -55,6 +55,7 @@ def same(a, b):
     for x, y in [(a.mean, b.mean), (a.scatter, b.scatter)]: assert (x - y).norm() <= 1e-10 * y.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available() or os.name == 'nt', reason='needs gloo')
 @pytest.mark.parametrize('workers', [1, 2, 4])
 def test_any_number_of_workers_gives_the_same_statistics(workers, tmp_path, single):
@@ -63,6 +64,7 @@ def test_any_number_of_workers_gives_the_same_statistics(workers, tmp_path, sing
     same(HeadStats.load(tmp_path / 'shards' / 'stats.safetensors'), single)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available() or os.name == 'nt', reason='needs gloo')
 def test_a_killed_run_resumes_without_losing_or_repeating_a_sample(tmp_path, single):
     script, shards = tmp_path / 'worker.py', tmp_path / 'shards'; script.write_text(WORKER)

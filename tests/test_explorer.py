@@ -49,6 +49,7 @@ def test_data_are_the_librarys(pocket):
     assert json.loads(json.dumps(data)) == json.loads(re.search(r'id="data">(.*?)</script>', explorer.page)[1])
 
 
+@pytest.mark.slow
 def test_1024_heads_stay_under_3_megabytes(tmp_path):
     model = untrained(32, 32, 64)
     prompts = [' '.join(f'The secret number of item {i * j} is {i * j * 37 % 1000}.' for j in range(1, 8)) for i in range(100)]

@@ -161,17 +161,20 @@ def test_toxicity(name, mistral, data, classifier, tmp_path):
     assert set(table.selection) == {'none', 'SOMP', 'logit lens', 'random'} and set(table.toxic) <= {0., 1.}
 
 
+@pytest.mark.slow
 def test_image_classification(seeing, data, tmp_path):
     table = run('image_classification', tmp_path, model_id=str(seeing), folder=str(data), ks=[1], n_train=3, n_test=3, n_draws=1)
     assert list(table) == OUTCOMES and set(table.target) == set(table.concept) == set(CLASSES)
 
 
+@pytest.mark.slow
 def test_captioning(seeing, data, tmp_path):
     table = run('captioning', tmp_path, model_id=str(seeing), folder=str(data), ks=[1], n_train=3, n_test=3, n_draws=1)
     concepts = ['colours', 'sentiments', 'quantities']
     assert list(table) == [*TEXTS, 'k', *concepts, 'cider', *(f'cider without {c}' for c in concepts)]
 
 
+@pytest.mark.slow
 def test_strength(seeing, data, tmp_path):
     table = run('strength', tmp_path, model_id=str(seeing), folder=str(data), k=1, alphas=[-1, 5], n_train=3, n_test=3)
     assert list(table) == [*TEXTS, 'colours', 'sentiments', 'quantities', 'cider'] and set(table.alpha) == {-1, 1, 5}
@@ -224,6 +227,7 @@ def test_a_missing_classifier_is_named(mistral, data):
         run('toxicity', model_id=str(mistral), folder=str(data), n_train=6, n_test=4)
 
 
+@pytest.mark.slow
 def test_the_command_says_what_is_missing(tmp_path):
     with pytest.raises(PapermillExecutionError, match=r"model 'mistralai/Mistral-7B-Instruct-v0.2' cannot be loaded(.*\n)*.*model_id=FOLDER"):
         main(['reproduce', 'atlas', '--preset', 'paper', '--out', str(tmp_path)])

@@ -20,6 +20,7 @@ def test_it_is_an_ordinary_transformers_folder():
     assert lm.num_parameters() > 1e5 and tok.decode(tok('Anna wears red clothes.').input_ids, skip_special_tokens=True) == 'Anna wears red clothes.'
 
 
+@pytest.mark.slow
 def test_few_heads_carry_a_concept(model):
     "At least five concepts: at most 3 % of heads flipped, target under 0.3 of base, others above 0.85, random heads above 0.9"
     training = reading_questions('train', 60, seed=11)['prompt']
@@ -53,6 +54,7 @@ def test_generation_does_not_depend_on_the_batch(model):
     assert generate(model, prompts, batch_size=24) == generate(model, prompts, batch_size=1)
 
 
+@pytest.mark.slow
 def test_demo_command(tmp_path, capsys):
     main(['demo', '--n', '6', '--out', str(tmp_path)])
     assert 'random heads' in capsys.readouterr().out

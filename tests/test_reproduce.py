@@ -21,6 +21,7 @@ def finish(process):
     assert process.returncode == 0, out[-3000:]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == 'nt', reason='kills a process group')
 def test_ten_kills_change_nothing(tmp_path):
     begin = time.time()
