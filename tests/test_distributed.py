@@ -72,6 +72,7 @@ def same(a, b):
         assert (x - y).norm() <= 1e-10 * y.norm()
 
 
+@pytest.mark.slow
 @needs_gloo
 @pytest.mark.parametrize('workers', [1, 2, 4])
 def test_any_number_of_workers_gives_the_same_statistics(workers, tmp_path, single):
@@ -81,6 +82,7 @@ def test_any_number_of_workers_gives_the_same_statistics(workers, tmp_path, sing
     same(HeadStats.load(tmp_path / 'shards' / 'stats.safetensors'), single)
 
 
+@pytest.mark.slow
 @needs_gloo
 def test_a_killed_run_resumes_without_losing_or_repeating_a_sample(tmp_path, single):
     script = tmp_path / 'worker.py'

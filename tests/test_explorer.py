@@ -59,6 +59,7 @@ def test_data_are_the_librarys(pocket):
     assert json.loads(json.dumps(data)) == json.loads(on_page)
 
 
+@pytest.mark.slow
 def test_1024_heads_stay_under_3_megabytes(tmp_path):
     model = untrained(32, 32, 64)
     prompts = []

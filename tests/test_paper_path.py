@@ -224,6 +224,7 @@ def test_toxicity(name, mistral, data, classifier, tmp_path):
     assert set(table.toxic) <= {0., 1.}
 
 
+@pytest.mark.slow
 def test_image_classification(seeing, data, tmp_path):
     table = run('image_classification', tmp_path, model_id=str(seeing), folder=str(data),
                 ks=[1], n_train=3, n_test=3, n_draws=1)
@@ -231,6 +232,7 @@ def test_image_classification(seeing, data, tmp_path):
     assert set(table.target) - {''} == set(table.concept) == set(CLASSES)
 
 
+@pytest.mark.slow
 def test_captioning(seeing, data, tmp_path):
     table = run('captioning', tmp_path, model_id=str(seeing), folder=str(data), ks=[1],
                 n_train=3, n_test=3, n_draws=1)
@@ -238,6 +240,7 @@ def test_captioning(seeing, data, tmp_path):
     assert set(table.target) - {''} == {'colours', 'sentiments', 'quantities'}
 
 
+@pytest.mark.slow
 def test_strength(seeing, data, tmp_path):
     table = run('strength', tmp_path, model_id=str(seeing), folder=str(data), k=1,
                 alphas=[-1, 5], n_train=3, n_test=3)
@@ -311,6 +314,7 @@ def test_a_missing_classifier_is_named(mistral, data):
         run('toxicity', model_id=str(mistral), folder=str(data), n_train=6, n_test=4)
 
 
+@pytest.mark.slow
 def test_the_command_says_what_is_missing(tmp_path):
     what = r"model 'mistralai/Mistral-7B-Instruct-v0.2' cannot be loaded(.*\n)*.*model_id=FOLDER"
     with pytest.raises(PapermillExecutionError, match=what):

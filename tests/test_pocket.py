@@ -26,6 +26,7 @@ def test_it_is_an_ordinary_transformers_folder():
     assert tok.decode(tok(text).input_ids, skip_special_tokens=True) == text
 
 
+@pytest.mark.slow
 def test_few_heads_carry_a_concept(model):
     """At least five concepts, with at most 3 % of heads flipped
 
@@ -76,6 +77,7 @@ def test_generation_does_not_depend_on_the_batch(model):
     assert generate(model, prompts, batch_size=24) == generate(model, prompts, batch_size=1)
 
 
+@pytest.mark.slow
 def test_demo_command(tmp_path, capsys):
     main(['demo', '--n', '6', '--out', str(tmp_path)])
     assert 'random heads' in capsys.readouterr().out

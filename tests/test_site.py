@@ -1,4 +1,5 @@
-"The built site in a real browser: every page, every link, search, both themes, a laptop's width and a phone's"
+"The built site in a browser: pages, links, search, both themes, a laptop's width and a phone's"
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,17 +8,28 @@ from urllib.parse import unquote, urldefrag, urljoin
 import pytest
 import yaml
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
-SOUND = '''() => ({
-  title: document.querySelector('h1')?.innerText,
-  broken: [...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src.slice(0, 80)),
-  silent: [...document.images].filter(i => !i.alt.trim()).map(i => i.src.slice(0, 80)),
-  flat: [...document.querySelectorAll('math')].filter(m => m.getClientRects().length && !m.getBoundingClientRect().width).length,
-  pictures: document.images.length, formulas: document.querySelectorAll('math').length,
-  nameless: [...document.querySelectorAll('button, input, select, iframe')].filter(e => !(e.innerText || e.ariaLabel || e.title || e.labels?.length)).length,
-  wide: document.documentElement.scrollWidth - innerWidth,
-  ids: [...document.querySelectorAll('[id]')].map(e => e.id), links: [...document.links].map(a => a.getAttribute('href')),
-})'''
+SOUND = '''() => {
+  const all = selector => [...document.querySelectorAll(selector)];
+  const images = [...document.images];
+  const address = image => image.src.slice(0, 80);
+  const isFlat = m => m.getClientRects().length && !m.getBoundingClientRect().width;
+  const named = e => e.innerText || e.ariaLabel || e.title || e.labels?.length;
+  return {
+    title: document.querySelector('h1')?.innerText,
+    broken: images.filter(i => !i.complete || !i.naturalWidth).map(address),
+    silent: images.filter(i => !i.alt.trim()).map(address),
+    flat: all('math').filter(isFlat).length,
+    pictures: images.length,
+    formulas: all('math').length,
+    nameless: all('button, input, select, iframe').filter(e => !named(e)).length,
+    wide: document.documentElement.scrollWidth - innerWidth,
+    ids: all('[id]').map(e => e.id),
+    links: [...document.links].map(a => a.getAttribute('href')),
+  };
+}'''
+BLOB = 'https://github.com/headpursuit/headpursuit/blob/main/'
 sizes = pytest.mark.parametrize('width', [1280, 390])
 
 
@@ -26,22 +38,24 @@ def site(chromium, tmp_path_factory):
     "Folder of the pages, as Pandoc renders them"
     pytest.importorskip('pypandoc', reason='the preview needs pypandoc_binary')
     folder = tmp_path_factory.mktemp('site') / 'pages'
-    done = subprocess.run([sys.executable, 'tools/preview.py', '--out', str(folder)], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, 'tools/preview.py', '--out', str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
 
-def pages(site): return sorted(site.rglob('*.html'))
+def pages(site):
+    return sorted(site.rglob('*.html'))
 
 
 @pytest.fixture(scope='module')
 def visit(new_page):
-    "Open a file at a width, in the page that earlier visits used; returns it with the list of what went wrong on this visit"
-    opened = {}
+    "Open a file at a width, in one tab for each: the page, and what went wrong on this visit"
+    tabs = {}
 
     def open(file, width, theme='light'):
-        if (width, theme) not in opened: opened[width, theme] = new_page(width, color_scheme=theme)
-        page, wrong = opened[width, theme]
+        if (width, theme) not in tabs: tabs[width, theme] = new_page(width, color_scheme=theme)
+        page, wrong = tabs[width, theme]
         wrong.clear()
         page.goto(file.as_uri())
         return page, wrong
@@ -68,12 +82,15 @@ def test_every_page_renders(site, visit, width):
     pictures = formulas = 0
     for file in pages(site):
         page, wrong = visit(file, width)
-        found, name = page.evaluate(SOUND), file.relative_to(site)
+        found = page.evaluate(SOUND)
+        name = file.relative_to(site)
         assert found['title'] and not wrong, (name, wrong)
-        assert not found['broken'] and not found['silent'] and not found['flat'] and not found['nameless'], (name, found)
+        for fault in ('broken', 'silent', 'flat', 'nameless'):
+            assert not found[fault], (name, fault, found[fault])
         assert found['wide'] <= 0, f'{name} is {found["wide"]} pixels wider than the screen'
         assert file.stat().st_size < 5e6
-        pictures, formulas = pictures + found['pictures'], formulas + found['formulas']
+        pictures += found['pictures']
+        formulas += found['formulas']
     assert pictures > 50 and formulas > 50
 
 
@@ -85,7 +102,23 @@ def test_no_broken_links(site, visit):
             target, anchor = urldefrag(urljoin(file.as_uri(), href))
             target = Path(unquote(target.removeprefix('file://')))
             assert target.exists(), (file.name, href)
-            assert not anchor or target not in found or unquote(anchor) in found[target]['ids'], (file.name, href)
+            if anchor and target in found:
+                assert unquote(anchor) in found[target]['ids'], (file.name, href)
+
+
+def test_source_links_lead_to_the_definition(site):
+    found = 0
+    for file in pages(site):
+        shown = re.findall(r'<a\s+href="([^"]+)"[^>]*>source</a>.*?<h\d[^>]*>(.*?)</h\d>',
+                           file.read_text(encoding='utf-8'), re.S)
+        for link, heading in shown:
+            path, _, line = link.removeprefix(BLOB).partition('#L')
+            assert line.isdigit(), (file.name, link)
+            text = (ROOT / path).read_text(encoding='utf-8').splitlines()[int(line) - 1]
+            name = re.sub('<.*?>', '', heading).strip().split('.')[-1]
+            assert re.match(rf'\s*(def|class) {name}\b', text), (file.name, link, text)
+        found += len(shown)
+    assert found > 50
 
 
 @pytest.mark.parametrize('theme', ['light', 'dark'])
@@ -106,7 +139,8 @@ def test_search_finds_matching_pursuit(site, visit, width):
     with page.expect_navigation(): page.keyboard.press('Enter')
     assert 'matching pursuit' in page.locator('main').inner_text().lower() and not wrong
     visit(site / 'index.html', width)
-    page.keyboard.press('/'); page.keyboard.type('zebra crossings everywhere')
+    page.keyboard.press('/')
+    page.keyboard.type('zebra crossings everywhere')
     page.get_by_text('Nothing found').wait_for()
 
 
@@ -114,15 +148,21 @@ def test_theme_is_switched_and_kept(site, visit):
     page, _ = visit(site / 'index.html', 1280)
     theme = lambda: page.evaluate('document.documentElement.dataset.theme')
     assert theme() == 'light'
-    page.locator('#theme').click(); page.reload(); assert theme() == 'dark'
-    page.locator('#theme').click(); assert theme() == 'light'
+    page.locator('#theme').click()
+    page.reload()
+    assert theme() == 'dark'
+    page.locator('#theme').click()
+    assert theme() == 'light'
 
 
 def test_menu_on_a_phone(site, visit):
     page, _ = visit(site / 'index.html', 390)
     assert not page.locator('#sidebar').is_visible()
     page.locator('#menu').tap()
-    page.locator('#sidebar').get_by_text('Head explorer').or_(page.locator('#sidebar').get_by_role('link', name='explorer')).first.scroll_into_view_if_needed()
+    sidebar = page.locator('#sidebar')
+    explorer = sidebar.get_by_text('Head explorer').or_(
+        sidebar.get_by_role('link', name='explorer'))
+    explorer.first.scroll_into_view_if_needed()
     assert page.locator('#menu').get_attribute('aria-expanded') == 'true'
 
 
@@ -131,10 +171,14 @@ def test_explorer_page_answers(site, visit, width):
     page, wrong = visit(site / 'explorer.html', width)
     frame = page.frame_locator('iframe[title="Head explorer"]').first
     cell = frame.locator('[data-head="70"]')
-    cell.hover(); assert 'L2.H6' in frame.locator('#tip').inner_text()
-    cell.tap() if width < 500 else cell.click()
+    cell.hover()
+    assert 'L2.H6' in frame.locator('#tip').inner_text()
+    if width < 500: cell.tap()
+    else: cell.click()
     assert frame.locator('#card h2').inner_text() == 'Head L2.H6'
-    cell.focus(); page.keyboard.press('ArrowRight'); page.keyboard.press('Enter')
+    cell.focus()
+    page.keyboard.press('ArrowRight')
+    page.keyboard.press('Enter')
     assert frame.locator('#card h2').inner_text() == 'Head L2.H7' and not wrong
 
 
@@ -143,16 +187,21 @@ def test_every_page_can_be_taken_home(site, visit):
         page, _ = visit(file, 1280)
         links = page.locator('.code-links a')
         assert links.all_inner_texts() == ['Open in Colab', 'Download notebook'], file.name
-        assert Path(unquote(links.nth(1).evaluate('a => a.href').removeprefix('file://'))).suffix == '.ipynb'
+        download = unquote(links.nth(1).evaluate('a => a.href').removeprefix('file://'))
+        assert Path(download).suffix == '.ipynb'
 
 
 def test_from_the_first_page_to_an_edited_head_of_an_own_model(site, visit, tmp_path):
     "What a newcomer does: follow the links from the first page, paste every cell, and nothing else"
     page, _ = visit(site / 'index.html', 1280)
     for link in ('your model', 'a concept of your own', 'share the edit'):
-        with page.expect_navigation(): page.locator('main').get_by_role('link', name=link, exact=True).first.click()
-        folder = tmp_path / link; folder.mkdir()
-        (folder / 'pasted.py').write_text('\n'.join(page.locator('.cell code.sourceCode.python').all_inner_texts()), encoding='utf-8')
-        done = subprocess.run([sys.executable, 'pasted.py'], cwd=folder, capture_output=True, text=True)
+        with page.expect_navigation():
+            page.locator('main').get_by_role('link', name=link, exact=True).first.click()
+        folder = tmp_path / link
+        folder.mkdir()
+        cells = page.locator('.cell code.sourceCode.python').all_inner_texts()
+        (folder / 'pasted.py').write_text('\n'.join(cells), encoding='utf-8')
+        command = [sys.executable, 'pasted.py']
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0, (link, done.stderr[-2000:])
     assert (tmp_path / 'share the edit' / 'no-colours' / 'adapter_model.safetensors').exists()
