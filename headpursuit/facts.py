@@ -81,7 +81,8 @@ def _examples(pool: Sequence,  # training facts of the relation
               rng: random.Random,  # draws them
               ) -> list:  # `shots` facts
     "Facts with different answers that share no word with the one asked for"
-    own, chosen = {fact.subject, fact.answer}, {}
+    own = {fact.subject, fact.answer}
+    chosen = {}
     for other in rng.sample(pool, len(pool)):
         if own.isdisjoint((other.subject, other.answer)):
             chosen.setdefault(other.answer, other)
@@ -112,12 +113,24 @@ def _chat(tokenizer,  # with a chat template
         text = text.removeprefix(tokenizer.bos_token)
     return text
 
+<<<<<<< HEAD
 # %% ../nbs/18_facts.ipynb #14f464ba
 def _check_split(split: str,  # as a caller gave it
                  ) -> None:
     "A `ValueError` for a split that does not exist"
     if split not in _SHARES:
         raise ValueError(f'unknown split {split!r}: use one of {", ".join(_SHARES)}')
+=======
+# %% ../nbs/14_facts.ipynb #fe43f4f2
+def _check(split: str,  # as a caller gave it
+           n: int | None,  # questions per relation
+           ) -> None:
+    "A `ValueError` for a split that does not exist and for no questions"
+    if split not in _SPLITS:
+        raise ValueError(f'unknown split {split!r}: use one of {", ".join(_SPLITS)}')
+    if n is not None and n < 1:
+        raise ValueError(f'n must be at least 1, got {n}')
+>>>>>>> facts
 
 # %% ../nbs/18_facts.ipynb #4f95fd7c
 def recall_questions(split: str,  # 'train', 'validation' or 'test'
@@ -128,7 +141,7 @@ def recall_questions(split: str,  # 'train', 'validation' or 'test'
                      tokenizer=None,  # for `chat`: has the chat template
                      ) -> pd.DataFrame:  # columns prompt, answer, concept, subject
     "Questions about the facts of a split; the answer does not stand in the prompt"
-    _check_split(split)
+    _check(split, n)
     if chat and getattr(tokenizer, 'chat_template', None) is None:
         raise ValueError('chat=True needs a tokenizer with a chat template: pass tokenizer')
     rows = []
@@ -163,8 +176,9 @@ def copy_questions(split: str,  # 'train', 'validation' or 'test'
                    *, shots: int = 4,  # examples before a question
                    ) -> pd.DataFrame:  # columns prompt, answer, concept
     "Questions answered with the words of the relations, which stand in the prompt"
-    _check_split(split)
-    table, rows = facts(), []
+    _check(split, n)
+    rows = []
+    table = facts()
     train = table.loc[table['split'] == 'train', 'answer'].drop_duplicates()
     for relation, words in fact_words().items():
         pool = train[~train.isin(words)].tolist()
@@ -188,7 +202,8 @@ def _jaccard(a: set,  # words
 # %% ../nbs/18_facts.ipynb #8d2cbb42
 def overlaps() -> pd.DataFrame:  # columns relation, other, answers, subjects, crossed
     "For every two relations, the Jaccard indices of their words"
-    table, rows = facts(), []
+    rows = []
+    table = facts()
     groups = table.groupby('relation', sort=False)
     answers = groups['answer'].agg(set)
     subjects = groups['subject'].agg(set)

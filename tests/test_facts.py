@@ -185,3 +185,9 @@ def test_related():
     assert all(square.loc[a, b] for a in GEOGRAPHY for b in GEOGRAPHY if a != b)
     assert not square.loc['capital', 'plural']
     assert (related(.5) <= related(.1)).all(axis=None)
+
+
+@pytest.mark.parametrize('make', [recall_questions, copy_questions])
+def test_no_questions_are_refused(make):
+    with pytest.raises(ValueError, match='at least 1, got 0'):
+        make('test', 0)
