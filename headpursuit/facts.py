@@ -113,24 +113,15 @@ def _chat(tokenizer,  # with a chat template
         text = text.removeprefix(tokenizer.bos_token)
     return text
 
-<<<<<<< HEAD
-# %% ../nbs/18_facts.ipynb #14f464ba
-def _check_split(split: str,  # as a caller gave it
-                 ) -> None:
-    "A `ValueError` for a split that does not exist"
-    if split not in _SHARES:
-        raise ValueError(f'unknown split {split!r}: use one of {", ".join(_SHARES)}')
-=======
-# %% ../nbs/14_facts.ipynb #fe43f4f2
+# %% ../nbs/18_facts.ipynb #fe43f4f2
 def _check(split: str,  # as a caller gave it
            n: int | None,  # questions per relation
            ) -> None:
     "A `ValueError` for a split that does not exist and for no questions"
-    if split not in _SPLITS:
-        raise ValueError(f'unknown split {split!r}: use one of {", ".join(_SPLITS)}')
+    if split not in _SHARES:
+        raise ValueError(f'unknown split {split!r}: use one of {", ".join(_SHARES)}')
     if n is not None and n < 1:
         raise ValueError(f'n must be at least 1, got {n}')
->>>>>>> facts
 
 # %% ../nbs/18_facts.ipynb #4f95fd7c
 def recall_questions(split: str,  # 'train', 'validation' or 'test'
