@@ -105,7 +105,9 @@ def add_hashes(hashes: Iterable[str],  # 64 hexadecimal digits each
 
 # %% ../nbs/03_capture.ipynb #a7ead22a
 @patch
-def __iadd__(self: HeadStats, b: HeadStats) -> HeadStats:
+def __iadd__(self: HeadStats,
+             b: HeadStats,  # of further samples
+             ) -> HeadStats:
     "Fold in the statistics of further samples; tensors are changed in place"
     for name in ('shape', *PROVENANCE):
         check_same(name, [getattr(self, name), getattr(b, name)])
@@ -125,14 +127,18 @@ def __iadd__(self: HeadStats, b: HeadStats) -> HeadStats:
 
 # %% ../nbs/03_capture.ipynb #cb50cf5d
 @patch
-def __add__(self: HeadStats, b: HeadStats) -> HeadStats:
+def __add__(self: HeadStats,
+            b: HeadStats,  # of further samples
+            ) -> HeadStats:
     "Statistics of both sets of samples together"
     both = replace(self, mean=self.mean.clone(), scatter=self.scatter.clone())
     both += b
     return both
 
 @patch
-def __radd__(self: HeadStats, other: int) -> HeadStats:
+def __radd__(self: HeadStats,
+             other: int,  # 0
+             ) -> HeadStats:
     "`sum(parts)` starts from 0"
     return self if other == 0 else NotImplemented
 
@@ -198,7 +204,8 @@ def _image_tokens(model: HeadModel, batch: Mapping[str, Tensor]) -> Tensor:  # (
 # %% ../nbs/03_capture.ipynb #87699e44
 POSITIONS = dict(prompt=_text_tokens, image=_image_tokens, last=_last_token, all=_text_tokens)
 
-def check_rule(positions: str | Callable) -> None:
+def check_rule(positions: str | Callable,  # as given by a user
+               ) -> None:
     "A `ValueError` for what is no position rule"
     if isinstance(positions, str) and positions in POSITIONS: return
     if callable(positions): return
@@ -218,7 +225,7 @@ def _own_mask(batch: Mapping[str, Tensor], rule: Callable) -> Tensor:  # (batch,
     return mask.to(ids.device) & attended(batch)
 
 # %% ../nbs/03_capture.ipynb #65d0f5af
-def position_mask(model: HeadModel,
+def position_mask(model: HeadModel,  # with its tokenizer
                   batch: Mapping[str, Tensor],  # tokenised
                   positions: str | Callable,  # a name from the table or a function
                   ) -> Tensor:  # (batch, seq) bool
@@ -242,7 +249,8 @@ def default_rule(batch: Mapping[str, Tensor],  # tokenised
     return 'image' if 'pixel_values' in batch else 'prompt'
 
 # %% ../nbs/03_capture.ipynb #36c2fc2a
-def rule_name(positions: str | Callable) -> str:
+def rule_name(positions: str | Callable,  # a name of `POSITIONS`, or a function
+              ) -> str:
     "The name under which a position rule is stored"
     check_rule(positions)
     if isinstance(positions, str): return positions
@@ -250,7 +258,8 @@ def rule_name(positions: str | Callable) -> str:
     return f'{name} {Hasher.hash(positions)[:8]}'
 
 # %% ../nbs/03_capture.ipynb #2ef43724
-def at_least_one(**counts: int) -> None:  # by the name of the parameter
+def at_least_one(**counts: int,  # by the name of the parameter
+                 ) -> None:
     "A `ValueError` for a number of things that is less than one, or no whole number"
     for name, n in counts.items():
         if isinstance(n, bool) or not hasattr(n, '__index__') or n < 1:
@@ -279,14 +288,15 @@ def _first(inputs: Iterable) -> tuple[object, Iterable]:  # the first of them, a
     return first, again if isinstance(inputs, Sequence) else chain([first], again)
 
 # %% ../nbs/03_capture.ipynb #3b8703a1
-def max_positions(model: HeadModel) -> float:  # infinite if there is no limit
+def max_positions(model: HeadModel,  # text or vision-language model
+                  ) -> float:  # infinite if there is no limit
     "How many tokens a model was made for"
     rotary = getattr(model.config, 'rope_parameters', None) or {}
     if rotary.get('rope_type', 'default') != 'default': return float('inf')
     return getattr(model.config, 'max_position_embeddings', None) or float('inf')
 
 # %% ../nbs/03_capture.ipynb #05b3c191
-def check_batch(model: HeadModel,
+def check_batch(model: HeadModel,  # with its tokenizer
                 batch: Mapping[str, Tensor],  # tokenised
                 new_tokens: int = 0,  # that shall be written
                 ) -> None:
@@ -305,7 +315,7 @@ def check_batch(model: HeadModel,
             f'words 0 to {rows - 1}: do model and tokenizer belong together?')
 
 # %% ../nbs/03_capture.ipynb #83bb482a
-def text_batches(model: HeadModel,
+def text_batches(model: HeadModel,  # with its tokenizer
                  prompts: Iterable[str | dict],  # texts, or dicts with `text` and `image`
                  batch_size: int,  # prompts that run together
                  *, padding_side: str,  # 'left' to write after the prompts, else 'right'
@@ -346,7 +356,7 @@ def _prompt_hash(batch: Mapping[str, Tensor]) -> str:  # 64 hexadecimal digits
 
 # %% ../nbs/03_capture.ipynb #e2881357
 @torch.no_grad()
-def head_samples(model: HeadModel,
+def head_samples(model: HeadModel,  # with its tokenizer
                  batch: Mapping[str, Tensor],  # tokenised
                  positions: str | Callable,  # position rule, see `position_mask`
                  ) -> Tensor:  # (n, layers, heads, k); n samples, for 'all' as many as tokens
@@ -374,7 +384,7 @@ def _in_half(z: Tensor) -> Tensor:
     return half
 
 # %% ../nbs/03_capture.ipynb #4d2916aa
-def capture(model: nn.Module | HeadModel,
+def capture(model: nn.Module | HeadModel,  # whose heads these are
             inputs: Iterable,  # texts, dicts with `text` and `image`, or tokenised batches
             *, positions: str | Callable | None = None,  # if not given, `default_rule`
             samples: bool = False,  # keep the samples z in half precision, for the L1 rule

@@ -22,7 +22,7 @@ from .heads import Head, HeadModel
 from .ranking import HeadRanking
 
 # %% ../nbs/17_cause.ipynb #57b50fdf
-def _answered(model: HeadModel,
+def _answered(model: HeadModel,  # with its tokenizer
               questions: pd.DataFrame,  # columns prompt, answer
               batch_size: int,
               ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:  # batch; (batch, seq - 1) bool
@@ -38,7 +38,7 @@ def _answered(model: HeadModel,
         yield batch, (place >= starts[:, None]) & (place < ends[:, None])
 
 # %% ../nbs/17_cause.ipynb #dd19e992
-def _log_prob(model: HeadModel,
+def _log_prob(model: HeadModel,  # with its tokenizer
               batch: dict[str, Tensor],
               answer: Tensor,  # (batch, seq - 1) bool, see `_answered`
               ) -> Tensor:  # (batch,) nats
@@ -49,7 +49,7 @@ def _log_prob(model: HeadModel,
 
 # %% ../nbs/17_cause.ipynb #ce6339fb
 @torch.no_grad()
-def answer_log_prob(model: HeadModel,
+def answer_log_prob(model: HeadModel,  # with its tokenizer
                     questions: pd.DataFrame,  # columns prompt, answer (a list: its first)
                     edit: HeadEdit | None = None,  # applied meanwhile
                     *,
@@ -93,7 +93,7 @@ class _Part(nn.Module):
 
 # %% ../nbs/17_cause.ipynb #bc815c39
 @contextmanager
-def _factors(model: HeadModel,
+def _factors(model: HeadModel,  # with its tokenizer
              values: Tensor,  # (batch, layers, heads)
              subspace: Concept | None,
              ) -> Iterator[None]:
@@ -111,7 +111,7 @@ def _factors(model: HeadModel,
         yield
 
 # %% ../nbs/17_cause.ipynb #a70e092e
-def _gradient(model: HeadModel,
+def _gradient(model: HeadModel,  # with its tokenizer
               batch: dict[str, Tensor],
               answer: Tensor,
               at: float,  # value of all factors
@@ -125,7 +125,7 @@ def _gradient(model: HeadModel,
         return torch.autograd.grad(total, values)[0]
 
 # %% ../nbs/17_cause.ipynb #5df66386
-def attribution(model: HeadModel,
+def attribution(model: HeadModel,  # with its tokenizer
                 questions: pd.DataFrame,  # columns prompt, answer
                 *,
                 subspace: Concept | None = None,  # of this part of what heads write; None: all
@@ -147,7 +147,7 @@ def attribution(model: HeadModel,
     return torch.cat(parts).numpy()
 
 # %% ../nbs/17_cause.ipynb #5c56a5f5
-def flip_each(model: HeadModel,
+def flip_each(model: HeadModel,  # with its tokenizer
               heads: Iterable[Head | str],  # a short list: one pass over the questions for each
               questions: pd.DataFrame,  # columns prompt, answer
               *,
@@ -166,7 +166,7 @@ def flip_each(model: HeadModel,
     return pd.Series(effect, name='effect')
 
 # %% ../nbs/17_cause.ipynb #cf6758ae
-def verify(model: HeadModel,
+def verify(model: HeadModel,  # with its tokenizer
            ranking: HeadRanking,  # the proposal
            questions: pd.DataFrame,  # validation questions about its concept
            *,

@@ -77,7 +77,7 @@ def logit_lens(
 
 # %% ../nbs/01_dictionary.ipynb #04acdb9e
 def word_list(
-    words: Iterable[str],
+    words: Iterable[str],  # as given by a user
 ) -> list[str]:
     "The words without blanks around them, each once; a `TypeError` for one string"
     if isinstance(words, str):
@@ -86,7 +86,7 @@ def word_list(
 
 # %% ../nbs/01_dictionary.ipynb #95caf8e4
 def plural(
-    word: str,
+    word: str,  # a noun
 ) -> str:
     "The regular plural"
     if word.endswith('y') and word[-2:-1] not in 'aeiou': return word[:-1] + 'ies'
@@ -121,7 +121,7 @@ def _cut(
 @dataclass
 class Concept:
     "A named set of dictionary atoms, with a report of how it was made"
-    name: str
+    name: str  # of the idea
     pieces: list[list[int]]  # token ids of each atom
     words: list[str]  # the words that were asked for
     report: pd.DataFrame = field(repr=False)  # columns word, variant, ids, kept, reason
@@ -195,7 +195,7 @@ _REPORT = ['word', 'variant', 'ids', 'kept', 'reason']
 @patch(cls_method=True)
 def from_words(
     cls: Concept,
-    name: str,
+    name: str,  # of the idea
     words: Sequence[str],  # the concept in words
     tokenizer,  # a transformers tokenizer, or a processor that has one
     *,
@@ -233,7 +233,7 @@ def _nothing_left(name: str, words: list[str]) -> str:
 @patch(cls_method=True)
 def from_pieces(
     cls: Concept,
-    name: str,
+    name: str,  # of the idea
     words: Sequence[str],  # the concept in words
     tokenizer,  # a transformers tokenizer, or a processor that has one
 ) -> Concept:

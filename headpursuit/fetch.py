@@ -30,10 +30,10 @@ class Origin:
     hub: str  # model id on the hub
     package: str  # wheel on the package index, with its version
     wheel_size: int  # bytes
-    wheel_sha256: str
+    wheel_sha256: str  # of the wheel
     file: str  # the GGUF file in the wheel
     size: int  # bytes
-    sha256: str
+    sha256: str  # of the GGUF file
     licence: str  # SPDX identifier
     needs: int  # bytes of disk for all of it, while it is converted
 
@@ -238,7 +238,7 @@ def _build(origin: Origin,
     shutil.rmtree(downloads)
 
 # %% ../nbs/15_fetch.ipynb #7b7e397d
-def fetch_model(origin: Origin,
+def fetch_model(origin: Origin,  # where to look, and how to know it
                 folder: str | Path,  # where the model shall be
                 *, sources: Sequence[str] = ('hub', 'index'),  # tried in this order
                 ) -> Path:

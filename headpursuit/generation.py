@@ -24,7 +24,8 @@ from .heads import HeadModel, check_prompts
 from .metrics import exact_match
 
 # %% ../nbs/08_generation.ipynb #367fdf9d
-def check_text_model(model: HeadModel) -> None:
+def check_text_model(model: HeadModel,  # as given by a user
+                     ) -> None:
     "An error for what is no `HeadModel`, has no tokenizer, or is in training mode"
     if not isinstance(model, HeadModel):
         raise TypeError(f'a HeadModel is needed to write text, got {type(model).__name__}: '
@@ -59,7 +60,7 @@ def _until(text: str, stop: str) -> str:
 
 # %% ../nbs/08_generation.ipynb #20ff259d
 @torch.no_grad()
-def generate(model: HeadModel,
+def generate(model: HeadModel,  # with its tokenizer
              prompts: Sequence[str | dict],  # texts, or dicts with `text` and `image`
              *, max_new_tokens: int = 8,  # longest continuation
              batch_size: int = 64,  # prompts that run together
@@ -79,7 +80,7 @@ def generate(model: HeadModel,
     return [_until(t, stop) for t in texts]
 
 # %% ../nbs/08_generation.ipynb #5726f236
-def answer(model: HeadModel,
+def answer(model: HeadModel,  # with its tokenizer
            questions: pd.DataFrame,  # columns prompt, answer, and any others
            edit: HeadEdit | None = None,  # applied while answering
            *, score: Callable[[str, str | Sequence[str]], float] = exact_match,  # see `metrics`
@@ -142,7 +143,7 @@ def _token_values(model: HeadModel, batch: Mapping[str, Tensor], mask: Tensor,
 
 # %% ../nbs/08_generation.ipynb #710624e5
 @torch.no_grad()
-def off_target(model: HeadModel,
+def off_target(model: HeadModel,  # with its tokenizer
                texts: Sequence[str | dict],  # texts, or dicts with `text`, `image` and `answer`
                edit: HeadEdit,  # that should not touch them
                *, batch_size: int = 8,  # texts that run together
@@ -160,7 +161,7 @@ def off_target(model: HeadModel,
     return pd.DataFrame(rows, columns=['kl', 'loss_before', 'loss_after'])
 
 # %% ../nbs/08_generation.ipynb #e7f9e1a9
-def side_effects(model: HeadModel,
+def side_effects(model: HeadModel,  # with its tokenizer
                  texts: Sequence[str | dict] | Mapping[str, Sequence],  # for all edits, or by name
                  edits: Mapping[str, HeadEdit],  # by name
                  **options,  # as for `off_target`

@@ -27,8 +27,8 @@ from .dictionary import Concept, Dictionary, token_strings
 @dataclass(frozen=True, order=True)
 class Head:
     "Address of an attention head, both numbers counted from 0"
-    layer: int
-    head: int
+    layer: int  # from the input
+    head: int  # within the layer
 
     def __str__(self) -> str: return f'L{self.layer}.H{self.head}'
 
@@ -347,7 +347,7 @@ def special_ids(self: HeadModel) -> list[int]:
 # %% ../nbs/02_heads.ipynb #4f7cf0ce
 @patch
 def W_O(self: HeadModel,
-        layer: int,
+        layer: int,  # from 0
         ) -> Tensor:  # (n_heads, d, k)
     "Each head's block of columns of a layer's output projection"
     w = _weight(self.projections[layer])
@@ -356,7 +356,7 @@ def W_O(self: HeadModel,
 # %% ../nbs/02_heads.ipynb #066a660f
 @patch
 def write_matrix(self: HeadModel,
-                 layer: int,
+                 layer: int,  # from 0
                  ) -> Tensor:  # (n_heads, d, k)
     "The matrices with which heads write: `W_O`, times the gain of a post-norm if there is one"
     norm = self.post_norms[layer]
@@ -389,7 +389,7 @@ def _norm_factor(x: Tensor,  # (..., d) input of a norm
 # %% ../nbs/02_heads.ipynb #d10949ce
 @patch
 def _watch_layer(self: HeadModel,
-                 layer: int,
+                 layer: int,  # from 0
                  on_z: Callable[[int, Tensor], None],  # as for `watch`
                  ) -> list[RemovableHandle]:
     "Hooks that show a layer's head outputs to `on_z`"
@@ -421,7 +421,7 @@ def watch(self: HeadModel,
 # %% ../nbs/02_heads.ipynb #4500c424
 @patch
 def contributions(self: HeadModel,
-                  layer: int,
+                  layer: int,  # from 0
                   z: Tensor,  # (..., n_heads, k) as given by `watch`
                   ) -> Tensor:  # (..., n_heads, d)
     "What each head of a layer writes into the residual stream"
@@ -501,7 +501,7 @@ def dictionary(self: HeadModel,
 # %% ../nbs/02_heads.ipynb #fb3af563
 @patch
 def atoms(self: HeadModel,
-          concept: Concept,
+          concept: Concept,  # made with this model's tokenizer
           *, fold_norm: bool = False,  # multiply the final norm's gain into the atoms
           ) -> Dictionary:
     "The concept's part of the dictionary, from the rows that it needs"
@@ -629,7 +629,8 @@ def from_pretrained(cls: HeadModel,
     return cls(model.eval(), reader.from_pretrained(name, **source))
 
 # %% ../nbs/02_heads.ipynb #46573e49
-def check_prompts(prompts: Sequence[str | dict]) -> None:
+def check_prompts(prompts: Sequence[str | dict],  # as given by a user
+                  ) -> None:
     "A `TypeError` for one text or a table where a list of prompts is meant"
     if isinstance(prompts, (str, Mapping)) or hasattr(prompts, 'columns'):
         raise TypeError(f'a list of prompts is needed, got a {type(prompts).__name__}: '
@@ -661,6 +662,7 @@ def encode(self: HeadModel,
     return {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 # %% ../nbs/02_heads.ipynb #3d271f6c
-def as_head_model(model: nn.Module | HeadModel) -> HeadModel:
+def as_head_model(model: nn.Module | HeadModel,  # of transformers
+                  ) -> HeadModel:
     "`model` itself if it is a `HeadModel`, else a view of it"
     return model if isinstance(model, HeadModel) else HeadModel(model)

@@ -237,7 +237,8 @@ IMAGE_MARKS: dict[str, str] = dict(
 )
 
 # %% ../nbs/16_material.ipynb #b32b5e70
-def model_family(model: HeadModel) -> str:
+def model_family(model: HeadModel,  # vision-language model
+                 ) -> str:
     "The family whose prompts a vision-language model understands: one of `IMAGE_MARKS`"
     kind = model.model.config.model_type
     return next((family for family in IMAGE_MARKS if kind.startswith(family)), 'llava')

@@ -36,7 +36,8 @@ MODELS: dict[str, dict[str, Callable[[], Path] | str]] = {  # a folder to look u
 }
 
 # %% ../nbs/10_presets.ipynb #f9e525aa
-def check_preset(preset: str) -> str:
+def check_preset(preset: str,  # as given by a user
+                 ) -> str:
     "`preset` if it exists, else a `ValueError`"
     if preset not in MODELS:
         names = ', '.join(map(repr, MODELS))

@@ -33,10 +33,10 @@ from headpursuit.pursuit import (
 class HeadRanking:
     "All heads of a model, scored for one concept"
     table: pd.DataFrame = field(repr=False)  # columns layer, head, score; best first
-    concept: str
+    concept: str  # its name
     rule: str  # how the score was computed: 'projection', 'energy', 'logit lens', ...
     n_atoms: int  # atoms of the concept
-    positions: str = ''
+    positions: str = ''  # the position rule of the statistics
 
     def __len__(self) -> int: return len(self.table)
 
@@ -114,7 +114,7 @@ def _repr_html_(self: HeadRanking) -> str:
 
 # %% ../nbs/04_ranking.ipynb #d20c34d8
 def _check_fit(
-    model: HeadModel,
+    model: HeadModel,  # with its tokenizer
     stats: HeadStats,
 ) -> None:
     "A `ValueError` for statistics that cannot be those of this model"
@@ -144,7 +144,7 @@ def _finite(
     return x
 
 def _write_matrix(
-    model: HeadModel,
+    model: HeadModel,  # with its tokenizer
     layer: int,
     device: torch.device,
     dtype: torch.dtype = torch.float64,
@@ -155,7 +155,7 @@ def _write_matrix(
 
 # %% ../nbs/04_ranking.ipynb #e5ce14f6
 def _atoms(
-    model: HeadModel,
+    model: HeadModel,  # with its tokenizer
     concept: Concept,
     fold_norm: bool,
 ) -> Tensor:  # (n_atoms, d) float64
@@ -209,7 +209,7 @@ def _pursue(
 # %% ../nbs/04_ranking.ipynb #abdb2476
 @torch.no_grad()
 def rank_heads(
-    model: nn.Module | HeadModel,
+    model: nn.Module | HeadModel,  # whose heads these are
     stats: HeadStats,  # from `capture`
     concept: Concept,  # what to look for
     *,
@@ -241,7 +241,7 @@ def rank_heads(
 # %% ../nbs/04_ranking.ipynb #d93bd6e7
 @torch.no_grad()
 def rank_by_logit_lens(
-    model: nn.Module | HeadModel,
+    model: nn.Module | HeadModel,  # whose heads these are
     stats: HeadStats,  # from `capture`
     concept: Concept,  # what to look for
     *,
@@ -282,11 +282,11 @@ def _draw_control(
 
 # %% ../nbs/04_ranking.ipynb #1ba2401b
 def random_heads(
-    model: nn.Module | HeadModel,
+    model: nn.Module | HeadModel,  # whose heads these are
     chosen: Iterable[Head],  # the heads that a control is wanted for
     *,
     n_draws: int = 10,  # number of control sets (10 in the paper)
-    seed: int = 0,
+    seed: int = 0,  # of what is drawn
 ) -> list[list[Head]]:
     "Control sets: disjoint from `chosen`, as many heads in each layer"
     model = as_head_model(model)
@@ -320,11 +320,11 @@ def overlap(
 
 # %% ../nbs/04_ranking.ipynb #fb887a0b
 def redraw_heads(
-    model: nn.Module | HeadModel,
+    model: nn.Module | HeadModel,  # whose heads these are
     heads: Iterable[Head],  # the set to imitate
     *,
     n_draws: int = 2000,  # number of random sets
-    seed: int = 0,
+    seed: int = 0,  # of what is drawn
 ) -> list[list[Head]]:
     "Random sets with as many heads in each layer as `heads`, which may be among them"
     model = as_head_model(model)
@@ -345,7 +345,7 @@ def _draw_within(
 
 # %% ../nbs/04_ranking.ipynb #40f44d59
 def overlap_test(
-    model: nn.Module | HeadModel,
+    model: nn.Module | HeadModel,  # whose heads these are
     a: Iterable[Head],  # heads of one concept
     b: Iterable[Head],  # heads of another
     *,
@@ -387,7 +387,7 @@ def random_concepts(
     *,
     n_draws: int = 100,  # number of random sets
     nearest: int = 30,  # a token is drawn among as many of its neighbours in frequency
-    seed: int = 0,
+    seed: int = 0,  # of what is drawn
 ) -> list[Concept]:
     "Random token sets that match a concept in size and in the frequency of its tokens"
     rng = np.random.default_rng(seed)
@@ -449,7 +449,7 @@ def _layer_projections(
 
 # %% ../nbs/04_ranking.ipynb #56ed5b50
 def _projections(
-    model: HeadModel,
+    model: HeadModel,  # with its tokenizer
     C: Tensor,  # (layers, heads, k, k) covariance of z
     concepts: list[Concept],
     fold_norm: bool,
@@ -468,14 +468,14 @@ def _projections(
 # %% ../nbs/04_ranking.ipynb #4731948a
 @torch.no_grad()
 def null_scores(
-    model: nn.Module | HeadModel,
+    model: nn.Module | HeadModel,  # whose heads these are
     stats: HeadStats,  # from `capture`
     concept: Concept,  # the one to imitate
     counts: np.ndarray,  # (v,) how often each token occurs in a text of your choice
     *,
     n_draws: int = 100,  # number of random sets
     nearest: int = 30,  # a token is drawn among as many of its neighbours in frequency
-    seed: int = 0,
+    seed: int = 0,  # of what is drawn
     n_atoms: int = 50,  # step budget; this and what follows as for `rank_heads`
     rule: str | None = None,  # 'magnitude' or 'energy', where there is a choice
     center: bool = True,  # variance around the mean; False: energy
@@ -494,7 +494,7 @@ def null_scores(
 
 # %% ../nbs/04_ranking.ipynb #5669f0a2
 def stand_out(
-    ranking: HeadRanking,
+    ranking: HeadRanking,  # from `rank_heads`
     null: np.ndarray,  # (n_draws, layers, heads) from `null_scores`
 ) -> pd.DataFrame:  # the ranking's table with columns expected (mean of the null) and p
     "How likely it is that the best head of a random token set scores as high as each head"
@@ -528,7 +528,7 @@ def _token_rows(
 
 # %% ../nbs/04_ranking.ipynb #2fdc7672
 def _bytes_per_head(
-    model: HeadModel,
+    model: HeadModel,  # with its tokenizer
     stats: HeadStats,
     D: Tensor,  # (v, d) dictionary in the precision of the products
     n_atoms: int,
@@ -541,7 +541,7 @@ def _bytes_per_head(
 # %% ../nbs/04_ranking.ipynb #061effe8
 @torch.no_grad()
 def atlas(
-    model: nn.Module | HeadModel,
+    model: nn.Module | HeadModel,  # whose heads these are
     stats: HeadStats,  # from `capture`
     n_atoms: int = 5,  # tokens per head
     *,
@@ -552,7 +552,7 @@ def atlas(
     heads: Iterable[Head] | None = None,  # default: all
     dtype: torch.dtype = torch.float64,  # of the matrix products; energies are in float64
     memory: float = 4e9,  # bytes for what is held per group of heads, beside the dictionary
-    progress: bool = True,
+    progress: bool = True,  # show a bar
 ) -> pd.DataFrame:  # columns layer, head, step, token, token_id, explained
     "The tokens that SOMP picks for each head from the full vocabulary (paper, Tables 1 and 6)"
     model = as_head_model(model)
@@ -576,7 +576,7 @@ def atlas(
 # %% ../nbs/04_ranking.ipynb #5124665f
 @torch.no_grad()
 def lens_tokens(
-    model: nn.Module | HeadModel,
+    model: nn.Module | HeadModel,  # whose heads these are
     stats: HeadStats,  # from `capture`
     heads: Iterable[Head] | None = None,  # default: all; the table keeps their order
     n: int = 5,  # tokens per head

@@ -21,7 +21,7 @@ from papermill.exceptions import PapermillExecutionError
 from headpursuit.cli import main
 from headpursuit.dictionary import builtin_concepts
 from headpursuit.editing import HeadEdit
-from headpursuit.experiments import Condition
+from headpursuit.experiments import CONDITION
 from headpursuit.generation import off_target
 from headpursuit.heads import HeadModel
 from headpursuit.material import IMAGE_MARKS, model_family
@@ -76,7 +76,8 @@ def toxic_prompts(n):
 def write_data(folder):
     "The paper's data sets with their real columns, a few rows each"
     jokes = [f'Tell me a joke about {i}' for i in range(24)]
-    tet = [dict(conversation_id=str(i), metrics=dict(TOXICITY=.5), query=q) for i, q in enumerate(jokes)]
+    tet = [dict(conversation_id=str(i), metrics=dict(TOXICITY=.5), query=q)
+           for i, q in enumerate(jokes)]
     def captions(i): return [f'A dog on grass {i}', 'Two red dogs', 'The sky']
     flickr = pictures(
         16,
@@ -194,9 +195,6 @@ def run(experiment, out=None, /, **parameters):
     assert len(table) and np.isfinite(table.select_dtypes('number')).all(axis=None)
     assert list(out.glob('*.png'))
     return table
-
-
-CONDITION = list(Condition._fields)
 
 
 def test_atlas(mistral, data, tmp_path):

@@ -71,7 +71,7 @@ def watched_memory(
 @dataclass
 class Measured:
     "What a call returned, and what it took"
-    result: object
+    result: object  # of the call
     seconds: float  # of the shortest run
     GB: float       # peak memory above where it began
 
@@ -99,7 +99,7 @@ def times(
 @dataclass(frozen=True)
 class Machine:
     "What the machine can do at best"
-    device: torch.device
+    device: torch.device  # where it computes
     flops: dict[torch.dtype, float]  # operations a second in a matrix product
     bytes: float                     # bytes a second between memory and processor
 
@@ -156,9 +156,9 @@ def machine(
 @dataclass(frozen=True)
 class Shape:
     "The sizes that decide the cost"
-    name: str
-    layers: int
-    heads: int
+    name: str  # of the model
+    layers: int  # attention layers
+    heads: int  # in a layer
     d: int  # width of the residual stream
     k: int  # head size
     v: int  # vocabulary

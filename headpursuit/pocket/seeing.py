@@ -172,11 +172,11 @@ def _mouth(pen: _Pen,  # at a shape
 @dataclass(frozen=True)
 class Group:
     "Some equal things in one quarter of the picture"
-    shape: str
-    count: int
-    colour: str | None
+    shape: str  # one of `SHAPES`
+    count: int  # how many
+    colour: str | None  # None: grey
     vividness: float  # strength of the colour
-    mood: str | None
+    mood: str | None  # None: no face
     ink: float  # strength of the face
     box: float  # strength of the box, which says that the things are worth counting
     quarter: int  # 0 to 3: row * 2 + column
