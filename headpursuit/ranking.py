@@ -41,9 +41,7 @@ class HeadRanking:
     def __len__(self) -> int: return len(self.table)
 
 # %% ../nbs/04_ranking.ipynb #45281c0c
-def _check_scores(
-    s: np.ndarray,  # scores
-) -> None:
+def _check_scores(s: np.ndarray) -> None:
     "A `ValueError` for scores that have no order; a warning for equal ones"
     if s.ndim != 2 or not s.size:
         raise ValueError(f'scores must be a matrix (layers, heads), got shape {s.shape}')
@@ -113,10 +111,14 @@ def _repr_html_(self: HeadRanking) -> str:
     return f'<p>{html.escape(made)}</p>' + self.table.head(10).to_html(index=False)
 
 # %% ../nbs/04_ranking.ipynb #d20c34d8
+<<<<<<< HEAD
 def _check_fit(
     model: HeadModel,  # with its tokenizer
     stats: HeadStats,
 ) -> None:
+=======
+def _check_fit(model: HeadModel, stats: HeadStats) -> None:
+>>>>>>> ranking
     "A `ValueError` for statistics that cannot be those of this model"
     shape = (model.n_layers, model.n_heads, model.head_dim)
     if stats.shape != shape:
@@ -134,48 +136,48 @@ def _check_fit(
         raise ValueError(f'the statistics of {first} have NaN or infinite values: capture again')
 
 # %% ../nbs/04_ranking.ipynb #63368c5e
-def _finite(
-    x: Tensor,  # numbers of a model
-    what: str,  # what they are
-) -> Tensor:
+def _finite(x: Tensor, what: str) -> Tensor:
     "`x` itself, or a `ValueError` if not all of it are numbers"
     if not x.isfinite().all():
         raise ValueError(f'{what} have NaN or infinite values: is the checkpoint whole?')
     return x
 
+# %% ../nbs/04_ranking.ipynb #9273c364
 def _write_matrix(
+<<<<<<< HEAD
     model: HeadModel,  # with its tokenizer
     layer: int,
     device: torch.device,
     dtype: torch.dtype = torch.float64,
+=======
+    model: HeadModel, layer: int, device: torch.device, dtype: torch.dtype = torch.float64,
+>>>>>>> ranking
 ) -> Tensor:  # (heads, d, k)
     "A layer's write matrices, moved before they are made more precise, as not every device can"
     W = _finite(model.write_matrix(layer), f'the output weights of layer {layer}')
     return W.to(device).to(dtype)
 
 # %% ../nbs/04_ranking.ipynb #e5ce14f6
+<<<<<<< HEAD
 def _atoms(
     model: HeadModel,  # with its tokenizer
     concept: Concept,
     fold_norm: bool,
 ) -> Tensor:  # (n_atoms, d) float64
+=======
+def _atoms(model: HeadModel, concept: Concept, fold_norm: bool) -> Tensor:  # (n_atoms, d)
+>>>>>>> ranking
     "The atoms of a concept, in double precision"
     D = model.atoms(concept, fold_norm=fold_norm).atoms
     return _finite(D, f'the atoms of {concept.name!r}').double()
 
-def _moments(
-    stats: HeadStats,
-    center: bool,
-) -> Tensor:  # (layers, heads, k, k)
+# %% ../nbs/04_ranking.ipynb #e805a1f5
+def _moments(stats: HeadStats, center: bool) -> Tensor:  # (layers, heads, k, k)
     "Covariance of z, or its second moment for the uncentred score"
     return stats.covariance if center else stats.second_moment
 
 # %% ../nbs/04_ranking.ipynb #aa0ed415
-def _resolve_rule(
-    rule: str | None,  # as asked for
-    stats: HeadStats,
-    greedy: bool,  # whether there is a choice of atoms at all
-) -> str:
+def _resolve_rule(rule: str | None, stats: HeadStats, greedy: bool) -> str:
     "The computation: a projection without a choice, else the paper's rule where it can be had"
     if rule not in (None, 'magnitude', 'energy'):
         raise ValueError(f"rule must be 'magnitude' or 'energy', got {rule!r}")
@@ -318,6 +320,14 @@ def overlap(
         raise ValueError('two empty sets have no overlap: pass at least one head')
     return len(a & b) / len(a | b)
 
+# %% ../nbs/04_ranking.ipynb #7ef9477e
+def _draw_within(rng: np.random.Generator, layers: Counter, n_heads: int) -> list[Head]:
+    "As many heads in each layer, any of them"
+    drawn = []
+    for layer, n in sorted(layers.items()):
+        drawn += [Head(layer, int(h)) for h in rng.choice(n_heads, n, replace=False)]
+    return drawn
+
 # %% ../nbs/04_ranking.ipynb #fb887a0b
 def redraw_heads(
     model: nn.Module | HeadModel,  # whose heads these are
@@ -331,17 +341,6 @@ def redraw_heads(
     layers = Counter(h.layer for h in {model.check_head(h) for h in heads})
     rng = np.random.default_rng(seed)
     return [_draw_within(rng, layers, model.n_heads) for _ in range(n_draws)]
-
-def _draw_within(
-    rng: np.random.Generator,
-    layers: Counter,  # heads wanted in each layer
-    n_heads: int,  # heads that a layer has
-) -> list[Head]:
-    "As many heads in each layer, any of them"
-    drawn = []
-    for layer, n in sorted(layers.items()):
-        drawn += [Head(layer, int(h)) for h in rng.choice(n_heads, n, replace=False)]
-    return drawn
 
 # %% ../nbs/04_ranking.ipynb #40f44d59
 def overlap_test(
@@ -410,9 +409,7 @@ def random_concepts(
     return sets
 
 # %% ../nbs/04_ranking.ipynb #5647a9c6
-def _basis_weights(
-    D: Tensor,  # (n, d) atoms
-) -> Tensor:  # (rank, n)
+def _basis_weights(D: Tensor) -> Tensor:  # (n, d) -> (rank, n)
     "What to take of each atom to get an orthonormal basis of their span"
     F = torch.linalg.qr(D.T, mode='r').R.T  # the same atoms in n coordinates
     return torch.linalg.pinv(F @ orthonormal_basis(F))
@@ -504,11 +501,8 @@ def stand_out(
     return t.assign(expected=null.mean(0)[t['layer'], t['head']], p=(1 + beaten) / (1 + len(best)))
 
 # %% ../nbs/04_ranking.ipynb #04b69f0d
-def _groups(
-    heads: list[Head],  # sorted
-    at_once: int,  # most heads of a group
-) -> Iterable[tuple[int, Tensor]]:  # layer, head numbers
-    "The heads of each layer, a few at a time"
+def _groups(heads: list[Head], at_once: int) -> Iterable[tuple[int, Tensor]]:
+    "The heads of each layer, a few at a time: layer, numbers"
     for layer, group in groupby(heads, key=lambda h: h.layer):
         numbers = torch.tensor([h.head for h in group])
         for some in numbers.split(at_once): yield layer, some
@@ -528,11 +522,15 @@ def _token_rows(
 
 # %% ../nbs/04_ranking.ipynb #2fdc7672
 def _bytes_per_head(
+<<<<<<< HEAD
     model: HeadModel,  # with its tokenizer
     stats: HeadStats,
     D: Tensor,  # (v, d) dictionary in the precision of the products
     n_atoms: int,
     rule: str,
+=======
+    model: HeadModel, stats: HeadStats, D: Tensor, n_atoms: int, rule: str,
+>>>>>>> ranking
 ) -> int:
     "What a pursuit over the dictionary holds for each head"
     steps = 3 * n_atoms if rule == 'energy' else stats.count + 2 * n_atoms
