@@ -111,14 +111,7 @@ def _repr_html_(self: HeadRanking) -> str:
     return f'<p>{html.escape(made)}</p>' + self.table.head(10).to_html(index=False)
 
 # %% ../nbs/04_ranking.ipynb #d20c34d8
-<<<<<<< HEAD
-def _check_fit(
-    model: HeadModel,  # with its tokenizer
-    stats: HeadStats,
-) -> None:
-=======
 def _check_fit(model: HeadModel, stats: HeadStats) -> None:
->>>>>>> ranking
     "A `ValueError` for statistics that cannot be those of this model"
     shape = (model.n_layers, model.n_heads, model.head_dim)
     if stats.shape != shape:
@@ -144,29 +137,14 @@ def _finite(x: Tensor, what: str) -> Tensor:
 
 # %% ../nbs/04_ranking.ipynb #9273c364
 def _write_matrix(
-<<<<<<< HEAD
-    model: HeadModel,  # with its tokenizer
-    layer: int,
-    device: torch.device,
-    dtype: torch.dtype = torch.float64,
-=======
     model: HeadModel, layer: int, device: torch.device, dtype: torch.dtype = torch.float64,
->>>>>>> ranking
 ) -> Tensor:  # (heads, d, k)
     "A layer's write matrices, moved before they are made more precise, as not every device can"
     W = _finite(model.write_matrix(layer), f'the output weights of layer {layer}')
     return W.to(device).to(dtype)
 
 # %% ../nbs/04_ranking.ipynb #e5ce14f6
-<<<<<<< HEAD
-def _atoms(
-    model: HeadModel,  # with its tokenizer
-    concept: Concept,
-    fold_norm: bool,
-) -> Tensor:  # (n_atoms, d) float64
-=======
 def _atoms(model: HeadModel, concept: Concept, fold_norm: bool) -> Tensor:  # (n_atoms, d)
->>>>>>> ranking
     "The atoms of a concept, in double precision"
     D = model.atoms(concept, fold_norm=fold_norm).atoms
     return _finite(D, f'the atoms of {concept.name!r}').double()
@@ -522,15 +500,7 @@ def _token_rows(
 
 # %% ../nbs/04_ranking.ipynb #2fdc7672
 def _bytes_per_head(
-<<<<<<< HEAD
-    model: HeadModel,  # with its tokenizer
-    stats: HeadStats,
-    D: Tensor,  # (v, d) dictionary in the precision of the products
-    n_atoms: int,
-    rule: str,
-=======
     model: HeadModel, stats: HeadStats, D: Tensor, n_atoms: int, rule: str,
->>>>>>> ranking
 ) -> int:
     "What a pursuit over the dictionary holds for each head"
     steps = 3 * n_atoms if rule == 'energy' else stats.count + 2 * n_atoms
