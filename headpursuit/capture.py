@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count, islice
+from types import CellType, FunctionType
 
 import torch
 from datasets.fingerprint import Hasher
@@ -106,7 +107,7 @@ def add_hashes(hashes: Iterable[str],  # 64 hexadecimal digits each
 # %% ../nbs/03_capture.ipynb #a7ead22a
 @patch
 def __iadd__(self: HeadStats,
-             b: HeadStats,  # of further samples
+             b: HeadStats,  # of other samples
              ) -> HeadStats:
     "Fold in the statistics of further samples; tensors are changed in place"
     for name in ('shape', *PROVENANCE):
@@ -125,19 +126,20 @@ def __iadd__(self: HeadStats,
         self.samples = torch.cat([self.samples, b.samples])
     return self
 
-# %% ../nbs/03_capture.ipynb #cb50cf5d
+# %% ../nbs/03_capture.ipynb #18d39614
 @patch
 def __add__(self: HeadStats,
-            b: HeadStats,  # of further samples
+            b: HeadStats,  # of other samples
             ) -> HeadStats:
     "Statistics of both sets of samples together"
     both = replace(self, mean=self.mean.clone(), scatter=self.scatter.clone())
     both += b
     return both
 
+# %% ../nbs/03_capture.ipynb #ef1f14fb
 @patch
 def __radd__(self: HeadStats,
-             other: int,  # 0
+             other: int,  # 0, with which `sum` begins
              ) -> HeadStats:
     "`sum(parts)` starts from 0"
     return self if other == 0 else NotImplemented
@@ -201,10 +203,10 @@ def _image_tokens(model: HeadModel, batch: Mapping[str, Tensor]) -> Tensor:  # (
                          'this one has no image token in its config')
     return attended(batch) & (batch['input_ids'] == model.image_token_id)
 
-# %% ../nbs/03_capture.ipynb #87699e44
+# %% ../nbs/03_capture.ipynb #c33cf6cf
 POSITIONS = dict(prompt=_text_tokens, image=_image_tokens, last=_last_token, all=_text_tokens)
 
-def check_rule(positions: str | Callable,  # as given by a user
+def check_rule(positions: str | Callable,  # a name from the table or a function
                ) -> None:
     "A `ValueError` for what is no position rule"
     if isinstance(positions, str) and positions in POSITIONS: return
@@ -225,7 +227,7 @@ def _own_mask(batch: Mapping[str, Tensor], rule: Callable) -> Tensor:  # (batch,
     return mask.to(ids.device) & attended(batch)
 
 # %% ../nbs/03_capture.ipynb #65d0f5af
-def position_mask(model: HeadModel,  # with its tokenizer
+def position_mask(model: HeadModel,  # knows which tokens are special and which are images
                   batch: Mapping[str, Tensor],  # tokenised
                   positions: str | Callable,  # a name from the table or a function
                   ) -> Tensor:  # (batch, seq) bool
@@ -248,16 +250,27 @@ def default_rule(batch: Mapping[str, Tensor],  # tokenised
     "The paper's rule for inputs of this kind"
     return 'image' if 'pixel_values' in batch else 'prompt'
 
-# %% ../nbs/03_capture.ipynb #36c2fc2a
-def rule_name(positions: str | Callable,  # a name of `POSITIONS`, or a function
+# %% ../nbs/03_capture.ipynb #917c62b4
+def _without_models(rule: Callable) -> Callable:
+    "A function with fingerprints in the place of the models that it refers to"
+    if not isinstance(rule, FunctionType): return rule
+    def known(x): return x.weights_hash() if isinstance(x, HeadModel) else x
+    names = {name: known(x) for name, x in rule.__globals__.items()}
+    cells = tuple(CellType(known(cell.cell_contents)) for cell in rule.__closure__ or ())
+    like = FunctionType(rule.__code__, names, rule.__name__, rule.__defaults__, cells)
+    like.__kwdefaults__ = rule.__kwdefaults__
+    return like
+
+# %% ../nbs/03_capture.ipynb #d56b2fa6
+def rule_name(positions: str | Callable,  # a name from the table or a function
               ) -> str:
     "The name under which a position rule is stored"
     check_rule(positions)
     if isinstance(positions, str): return positions
     name = getattr(positions, '__name__', type(positions).__name__)
-    return f'{name} {Hasher.hash(positions)[:8]}'
+    return f'{name} {Hasher.hash(_without_models(positions))[:8]}'
 
-# %% ../nbs/03_capture.ipynb #2ef43724
+# %% ../nbs/03_capture.ipynb #5a41f327
 def at_least_one(**counts: int,  # by the name of the parameter
                  ) -> None:
     "A `ValueError` for a number of things that is less than one, or no whole number"
@@ -287,16 +300,16 @@ def _first(inputs: Iterable) -> tuple[object, Iterable]:  # the first of them, a
         raise ValueError('no prompts: there is nothing to run')
     return first, again if isinstance(inputs, Sequence) else chain([first], again)
 
-# %% ../nbs/03_capture.ipynb #3b8703a1
-def max_positions(model: HeadModel,  # text or vision-language model
+# %% ../nbs/03_capture.ipynb #2102df38
+def max_positions(model: HeadModel,  # its configuration is read
                   ) -> float:  # infinite if there is no limit
     "How many tokens a model was made for"
     rotary = getattr(model.config, 'rope_parameters', None) or {}
     if rotary.get('rope_type', 'default') != 'default': return float('inf')
     return getattr(model.config, 'max_position_embeddings', None) or float('inf')
 
-# %% ../nbs/03_capture.ipynb #05b3c191
-def check_batch(model: HeadModel,  # with its tokenizer
+# %% ../nbs/03_capture.ipynb #82895851
+def check_batch(model: HeadModel,  # that shall read it
                 batch: Mapping[str, Tensor],  # tokenised
                 new_tokens: int = 0,  # that shall be written
                 ) -> None:
@@ -314,8 +327,8 @@ def check_batch(model: HeadModel,  # with its tokenizer
             f'token ids from {int(words.min())} to {int(words.max())}, but the model has the '
             f'words 0 to {rows - 1}: do model and tokenizer belong together?')
 
-# %% ../nbs/03_capture.ipynb #83bb482a
-def text_batches(model: HeadModel,  # with its tokenizer
+# %% ../nbs/03_capture.ipynb #36b8cc43
+def text_batches(model: HeadModel,  # with a tokenizer
                  prompts: Iterable[str | dict],  # texts, or dicts with `text` and `image`
                  batch_size: int,  # prompts that run together
                  *, padding_side: str,  # 'left' to write after the prompts, else 'right'
@@ -356,7 +369,7 @@ def _prompt_hash(batch: Mapping[str, Tensor]) -> str:  # 64 hexadecimal digits
 
 # %% ../nbs/03_capture.ipynb #e2881357
 @torch.no_grad()
-def head_samples(model: HeadModel,  # with its tokenizer
+def head_samples(model: HeadModel,  # that is run once
                  batch: Mapping[str, Tensor],  # tokenised
                  positions: str | Callable,  # position rule, see `position_mask`
                  ) -> Tensor:  # (n, layers, heads, k); n samples, for 'all' as many as tokens
@@ -383,8 +396,8 @@ def _in_half(z: Tensor) -> Tensor:
                          'use samples=False and the energy rule')
     return half
 
-# %% ../nbs/03_capture.ipynb #4d2916aa
-def capture(model: nn.Module | HeadModel,  # whose heads these are
+# %% ../nbs/03_capture.ipynb #e4c67b38
+def capture(model: nn.Module | HeadModel,  # in evaluation mode
             inputs: Iterable,  # texts, dicts with `text` and `image`, or tokenised batches
             *, positions: str | Callable | None = None,  # if not given, `default_rule`
             samples: bool = False,  # keep the samples z in half precision, for the L1 rule

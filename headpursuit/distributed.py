@@ -113,7 +113,7 @@ def _shard_stats(file: Path, model: HeadModel, shard: Dataset, **options) -> Hea
     return HeadStats.load(file)
 
 # %% ../nbs/12_distributed.ipynb #d233975a
-def capture_shards(model: nn.Module | HeadModel,  # whose heads these are
+def capture_shards(model: nn.Module | HeadModel,  # the same on all workers
                    dataset: Dataset,  # columns text (and image)
                    folder: str | os.PathLike,  # where shards are kept until you delete them
                    *, n_shards: int = 64,  # a killed worker repeats at most one of them

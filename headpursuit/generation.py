@@ -23,8 +23,8 @@ from .editing import HeadEdit
 from .heads import HeadModel, check_prompts
 from .metrics import exact_match
 
-# %% ../nbs/08_generation.ipynb #367fdf9d
-def check_text_model(model: HeadModel,  # as given by a user
+# %% ../nbs/08_generation.ipynb #ac396b0f
+def check_text_model(model: HeadModel,  # or what was given for one
                      ) -> None:
     "An error for what is no `HeadModel`, has no tokenizer, or is in training mode"
     if not isinstance(model, HeadModel):
@@ -60,7 +60,7 @@ def _until(text: str, stop: str) -> str:
 
 # %% ../nbs/08_generation.ipynb #20ff259d
 @torch.no_grad()
-def generate(model: HeadModel,  # with its tokenizer
+def generate(model: HeadModel,  # with a tokenizer
              prompts: Sequence[str | dict],  # texts, or dicts with `text` and `image`
              *, max_new_tokens: int = 8,  # longest continuation
              batch_size: int = 64,  # prompts that run together
@@ -79,8 +79,8 @@ def generate(model: HeadModel,  # with its tokenizer
             texts += model.tokenizer.batch_decode(new, skip_special_tokens=True)
     return [_until(t, stop) for t in texts]
 
-# %% ../nbs/08_generation.ipynb #5726f236
-def answer(model: HeadModel,  # with its tokenizer
+# %% ../nbs/08_generation.ipynb #2e159d56
+def answer(model: HeadModel,  # with a tokenizer
            questions: pd.DataFrame,  # columns prompt, answer, and any others
            edit: HeadEdit | None = None,  # applied while answering
            *, score: Callable[[str, str | Sequence[str]], float] = exact_match,  # see `metrics`
@@ -143,7 +143,7 @@ def _token_values(model: HeadModel, batch: Mapping[str, Tensor], mask: Tensor,
 
 # %% ../nbs/08_generation.ipynb #710624e5
 @torch.no_grad()
-def off_target(model: HeadModel,  # with its tokenizer
+def off_target(model: HeadModel,  # with a tokenizer
                texts: Sequence[str | dict],  # texts, or dicts with `text`, `image` and `answer`
                edit: HeadEdit,  # that should not touch them
                *, batch_size: int = 8,  # texts that run together
@@ -160,8 +160,8 @@ def off_target(model: HeadModel,  # with its tokenizer
         rows += [v.mean(0).tolist() for v in values.split(mask.sum(1).tolist())]
     return pd.DataFrame(rows, columns=['kl', 'loss_before', 'loss_after'])
 
-# %% ../nbs/08_generation.ipynb #e7f9e1a9
-def side_effects(model: HeadModel,  # with its tokenizer
+# %% ../nbs/08_generation.ipynb #7ac3eefc
+def side_effects(model: HeadModel,  # with a tokenizer
                  texts: Sequence[str | dict] | Mapping[str, Sequence],  # for all edits, or by name
                  edits: Mapping[str, HeadEdit],  # by name
                  **options,  # as for `off_target`
