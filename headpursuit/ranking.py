@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['Finder', 'HeadRanking', 'rank_heads', 'rank_by_logit_lens', 'random_heads', 'overlap', 'redraw_heads', 'overlap_test',
-           'random_concepts', 'null_scores', 'stand_out', 'atlas', 'lens_tokens']
+           'random_concepts', 'null_scores', 'stand_out', 'over_null', 'token_counts', 'atlas', 'lens_tokens']
 
 # %% ../nbs/04_ranking.ipynb #3386beb4
 import html
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import numpy as np
@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from .capture import HeadStats
 from .dictionary import Concept
-from .heads import Head, HeadModel, as_head_model
+from .heads import Head, HeadModel, as_head_model, check_prompts
 from headpursuit.pursuit import (
     Pursuit, orthonormal_basis, projection_score, somp_moments, somp_samples,
 )
@@ -477,6 +477,28 @@ def stand_out(
     t = ranking.table
     beaten = np.array([(best >= s).sum() for s in t['score']])
     return t.assign(expected=null.mean(0)[t['layer'], t['head']], p=(1 + beaten) / (1 + len(best)))
+
+# %% ../nbs/04_ranking.ipynb #6af5d1d9
+def over_null(
+    ranking: HeadRanking,  # from `rank_heads`
+    null: np.ndarray,  # (n_draws, layers, heads) from `null_scores`
+) -> HeadRanking:
+    "The ranking by the ratio of each score to its mean under the null"
+    t = ranking.table
+    background = null.mean(0)[t['layer'], t['head']]
+    ratio = np.divide(t['score'], background, out=np.zeros(len(t)), where=background > 0)
+    table = t.assign(score=ratio).sort_values('score', ascending=False, kind='stable')
+    return replace(ranking, table=table.reset_index(drop=True), rule=f'{ranking.rule} over null')
+
+# %% ../nbs/04_ranking.ipynb #5979370b
+def token_counts(
+    model: HeadModel,  # with its tokenizer
+    texts: Sequence[str],  # of your choice
+) -> np.ndarray:  # (v,)
+    "How often each token occurs in the texts"
+    check_prompts(texts)
+    ids = model.tokenizer(list(texts), add_special_tokens=False).input_ids
+    return np.bincount(np.concatenate(ids).astype(int), minlength=len(model.unembedding.weight))
 
 # %% ../nbs/04_ranking.ipynb #04b69f0d
 def _groups(heads: list[Head], at_once: int) -> Iterable[tuple[int, Tensor]]:
