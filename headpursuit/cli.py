@@ -141,8 +141,9 @@ def show_outcomes(outcomes: pd.DataFrame,  # of `demo`
     heads = outcomes[outcomes.selection == 'SOMP'].groupby('target')['heads'].first()
     table = effects(pool_others(before_after(outcomes, 'correct')))
     at = table.set_index(['target', 'selection', 'concept'])
-    grid = Table('concept', 'heads', 'questions', 'target after edit', 'other concepts', 'random heads',
-                 title=title, caption_style='', caption=(
+    columns = ['concept', 'heads', 'questions', 'target after edit', 'other concepts',
+               'random heads']
+    grid = Table(*columns, title=title, caption_style='', caption=(
                      'accuracy on held-out questions that the unedited model answers right; '
                      '[95 % bootstrap interval]; random: median (quartiles) of 10 draws'))
     for c in table.target.unique():
