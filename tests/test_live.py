@@ -1,4 +1,4 @@
-"The live explorer: what the engine in the page computes is what PyTorch computes, in a real browser"
+"The live explorer: what the engine in the page computes is what PyTorch computes"
 import http.server
 import random
 import re
@@ -20,8 +20,9 @@ from headpursuit.live import LiveExplorer, live_page, token_counts
 from headpursuit.ranking import null_scores
 
 CONCEPTS = ['colours', 'countries', 'months', 'animals', 'professions']
-STRANGE = ["It's  ½ a\n\nnaïve 日本 1234 test!!  ", '', ' ', '🙂 x\u00a0y\t\r\n z', "they'll DON'T we've", '<s>Anna</s> is<pad>',
-           '</s', 'e\u0301 ﬁ Ⅷ ²', '-->{}[]#@', 'Anna paints every wall red.', 'a' * 50, '\u2028\ufeff.']
+STRANGE = ["It's  ½ a\n\nnaïve 日本 1234 test!!  ", '', ' ', '🙂 x\u00a0y\t\r\n z', "they'll DON'T",
+           '<s>Anna</s> is<pad>', '</s', 'e\u0301 ﬁ Ⅷ ²', '-->{}[]#@', 'Anna is red.', 'a' * 50,
+           '\u2028\ufeff.', "we've"]
 
 
 @pytest.fixture(scope='module')
@@ -37,10 +38,11 @@ def pocket():
 
 
 def shared_keys():
-    "A random Llama with all that the embedded model lacks: shared keys, biases, a tied unembedding, scaled positions"
+    "A random Llama with what the other lacks: shared keys, biases, tied weights, scaled positions"
     torch.manual_seed(0)
     rope = dict(rope_type='linear', factor=2., rope_theta=5e3)
-    config = tf.LlamaConfig(**TEXT, attention_bias=True, mlp_bias=True, tie_word_embeddings=True, rope_parameters=rope)
+    config = tf.LlamaConfig(**TEXT, attention_bias=True, mlp_bias=True, tie_word_embeddings=True,
+                            rope_parameters=rope)
     model = HeadModel(randomise(tf.AutoModelForCausalLM.from_config(config)).eval(), TOK)
     prompts = [f'The secret number of item {i} is {i * 37 % 1000}.' for i in range(20)]
     stats = capture(model, prompts, progress=False)
@@ -50,11 +52,12 @@ def shared_keys():
 
 
 def page_of(live, new_page, folder, width=1280, hash='', **options):
-    "The live page in a browser, and the list of what goes wrong: errors, messages, requests beyond the file itself"
+    "The live page in a browser, and what goes wrong: errors, messages, requests"
     file = folder / 'page.html'
     live.save(file)
     page, wrong = new_page(width, **options)
-    page.on('request', lambda r: r.url.split('#')[0] in (file.as_uri(), 'data:,') or wrong.append(r.url))
+    mine = file.as_uri(), 'data:,'
+    page.on('request', lambda r: r.url.split('#')[0] in mine or wrong.append(r.url))
     page.goto(file.as_uri() + hash)
     return page, wrong
 
@@ -82,7 +85,9 @@ def either(request, new_page, tmp_path_factory):
 def edits(model, n, seed=0):
     "Nothing, then random heads with random factors"
     rng = random.Random(seed)
-    return [None] + [HeadEdit(heads := rng.sample(model.heads, 3), [rng.choice([-2, -1, 0, .5, 3, 6]) for _ in heads]) for _ in range(n)]
+    alphas = [-2, -1, 0, .5, 3, 6]
+    drawn = [(rng.sample(model.heads, 3), rng.choices(alphas, k=3)) for _ in range(n)]
+    return [None, *(HeadEdit(*d) for d in drawn)]
 
 
 def factors(model, edit):
@@ -92,29 +97,32 @@ def factors(model, edit):
 
 LOGITS = '''async ([texts, alphas]) => {
   await start();
-  return texts.map(text => [...live.model.forward(live.tokenizer.encode(text), live.model.emptyCache(), alphas)]);
+  return texts.map(text =>
+    [...live.model.forward(live.tokenizer.encode(text), live.model.emptyCache(), alphas)]);
 }'''
 GREEDY = '''async ([texts, alphas, n]) => {
   await start();
-  return Promise.all(texts.map(async t => (await write(live.tokenizer.encode(t), alphas, n)).text));
+  return Promise.all(texts.map(async text =>
+    (await write(live.tokenizer.encode(text), alphas, n)).text));
 }'''
 SCORES = 'async ids => { await start(); return live.heads.score(ids); }'
 
 
 def test_logits_are_pytorchs(either):
     model, _, _, live, page = either
-    texts = (live.live['passages'] * 10)[:50]
+    texts = live.live['passages']
     for edit in edits(model, 3):
         with torch.no_grad(), edit.applied(model) if edit else nullcontext():
-            expected = [model.model(**model.encode([t])).logits[0, -1] for t in dict.fromkeys(texts)]
-        found = page.evaluate(LOGITS, [list(dict.fromkeys(texts)), factors(model, edit)])
+            expected = [model.model(**model.encode([t])).logits[0, -1] for t in texts]
+        found = page.evaluate(LOGITS, [texts, factors(model, edit)])
         assert_close(torch.tensor(found), torch.stack(expected), atol=1e-4, rtol=0)
 
 
 def test_an_edit_moves_the_logits(engine):
     model, _, _, live, page = engine
     text = live.live['passages'][:1]
-    plain, edited = (torch.tensor(page.evaluate(LOGITS, [text, factors(model, e)])) for e in edits(model, 1))
+    plain, edited = (torch.tensor(page.evaluate(LOGITS, [text, factors(model, e)]))
+                     for e in edits(model, 1))
     assert (plain - edited).abs().max() > 1e-2
 
 
@@ -124,7 +132,9 @@ def test_the_cache_changes_nothing(engine):
       await start();
       const ids = live.tokenizer.encode(text), cache = live.model.emptyCache();
       let logits;
-      for (let i = 0; i < ids.length; i += 7) logits = live.model.forward(ids.slice(i, i + 7), cache);
+      for (let i = 0; i < ids.length; i += 7) {
+        logits = live.model.forward(ids.slice(i, i + 7), cache);
+      }
       return [[...logits], [...live.model.forward(ids, live.model.emptyCache())]];
     }'''
     a, b = page.evaluate(pieces, live.live['passages'][3])
@@ -149,7 +159,8 @@ def test_tokens_are_the_tokenizers(either):
     assert back == [model.tokenizer.decode(ids, skip_special_tokens=True) for ids in found]
 
 
-WORDS = [['red', 'blue', 'green'], ['January', 'doctor', 'happy', 'seven'], ['lion', 'Lion', ' tiger ', 'zebra', 'violet'], ['x', 'y', '7'],
+WORDS = [['red', 'blue', 'green'], ['January', 'doctor', 'happy', 'seven'], ['x', 'y', '7'],
+         ['lion', 'Lion', ' tiger ', 'zebra', 'violet'],
          *(builtin_concepts()[c] for c in CONCEPTS)]
 
 
@@ -159,17 +170,20 @@ def test_own_words_are_ranked_as_in_python(engine, words):
     concept = Concept.from_words('own', words, model.tokenizer)
     found = page.evaluate('words => atomsOf(words, L.names, live.tokenizer)', words)
     assert [[i] for i in found['atoms']] == concept.pieces
-    kept = concept.report[concept.report.kept | (concept.report.reason == 'already there')]
+    report = concept.report
+    kept = report[report.kept | (report.reason == 'already there')]
     assert [r['word'] for r in found['report'] if r['tokens']] == kept.word.unique().tolist()
     ranking = rank_heads(model, stats, concept, n_atoms=1000)
     assert ranking.rule == 'projection'
-    assert page.evaluate(SCORES, found['atoms']) == pytest.approx(ranking.grid().flatten(), abs=1e-4)
+    expected = ranking.grid().flatten()
+    assert page.evaluate(SCORES, found['atoms']) == pytest.approx(expected, abs=1e-4)
 
 
 def test_dependent_atoms_add_nothing(either):
     model, stats, _, _, page = either
     twice = [30, 31, 32, 30, 31, 33]
-    expected = rank_heads(model, stats, Concept('twice', [[i] for i in twice], [], None)).grid().flatten()
+    concept = Concept('twice', [[i] for i in twice], [], None)
+    expected = rank_heads(model, stats, concept).grid().flatten()
     assert page.evaluate(SCORES, twice) == pytest.approx(expected, abs=1e-4)
 
 
@@ -184,7 +198,7 @@ def test_the_null_is_drawn_as_in_python(engine):
     }''', concept.ids)
     ids, scores = np.array([s for s, _ in sets]), np.array([x for _, x in sets])
     assert not np.isin(ids, concept.ids).any() and all(len(set(s)) == len(concept.ids) for s in ids)
-    same = sorted(counts[concept.ids])  # what is drawn is as frequent: compare the sums over all draws
+    same = sorted(counts[concept.ids])  # what is drawn is about as frequent
     assert np.sort(counts[ids], 1).mean(0) == pytest.approx(same, rel=.5, abs=5)
     error = np.hypot(scores.std(0), expected.reshape(200, -1).std(0)) / np.sqrt(200)
     assert (np.abs(scores.mean(0) - expected.mean(0).flatten()) < 5 * error + 1e-6).all()
@@ -195,7 +209,8 @@ def test_the_pursuit_is_the_atlas(either):
     heads = model.heads[::17]
     table = atlas(model, stats, n_atoms=5, heads=heads, progress=False)
     for head in heads:
-        path = page.evaluate('async i => { await start(); return live.heads.pursue(i, 5); }', model.heads.index(head))
+        path = page.evaluate('i => start().then(() => live.heads.pursue(i, 5))',
+                             model.heads.index(head))
         rows = table[(table.layer == head.layer) & (table['head'] == head.head)]
         assert [s['candidates'][0]['id'] for s in path] == rows.token_id.tolist()
         assert [s['explained'] for s in path] == pytest.approx(rows.explained.tolist(), abs=1e-4)
@@ -233,11 +248,13 @@ def edit_of(page):
 @sizes
 def test_type_a_passage_and_turn_heads(pocket, visit, width):
     model, stats, _, live = pocket
-    page, text = visit(live, width), 'Zoe wears red clothes. Zoe was born in Chad. Zoe has the colour'
+    text = 'Zoe wears red clothes. Zoe was born in Chad. Zoe has the colour'
+    page = visit(live, width)
     page.locator('#run').click()
     page.locator('#passage').fill(text)
     settled(page, text)
-    assert page.locator('#before').inner_text() == generate(model, [text], max_new_tokens=12)[0].strip()
+    unedited = generate(model, [text], max_new_tokens=12)[0].strip()
+    assert page.locator('#before').inner_text() == unedited
     top = rank_heads(model, stats, Concept.builtin('colours', model.tokenizer)).top(1)
     page.locator('#pick-1').click()
     page.locator('#name').fill('2.6')
@@ -250,7 +267,7 @@ def test_type_a_passage_and_turn_heads(pocket, visit, width):
     with edit_of(page).applied(model), torch.no_grad():
         expected = generate(model, [text], max_new_tokens=12)[0].strip()
         chances = model.model(**model.encode([text])).logits[0, -1].softmax(-1)
-    assert page.locator('#after').inner_text() == expected != page.locator('#before').inner_text()
+    assert page.locator('#after').inner_text() == expected != unedited
     rows = page.locator('#next tbody tr').all_inner_texts()
     best = model.token_names[chances.argmax()].replace(' ', '·')
     assert any(r.split()[0] == best and r.split()[-1] == f'{chances.max():.2f}' for r in rows)
@@ -269,8 +286,8 @@ def test_own_words_colour_the_map(pocket, visit, width):
     page.locator('#own-null table').wait_for()
     ranking = rank_heads(model, stats, Concept.from_words('own', words, model.tokenizer))
     for row in ranking.table[::25].itertuples():
-        shown = page.locator(f'[data-head="{row.layer * 32 + row.head}"]').get_attribute('aria-label')
-        assert f'your words {row.score:.2f}' in shown
+        cell = page.locator(f'[data-head="{row.layer * 32 + row.head}"]')
+        assert f'your words {row.score:.2f}' in cell.get_attribute('aria-label')
     first = page.locator('#own-null tbody tr').first.inner_text().split()
     assert first[:2] == [str(ranking.top(1)[0]), f'{ranking.table.score[0]:.2f}']
     assert 'heliotrope (·he' in page.locator('#own-report').inner_text()
@@ -307,16 +324,19 @@ def test_a_link_shows_the_same_view(pocket, visit):
 def test_table_and_picture_are_saved(pocket, visit, tmp_path):
     model, stats, _, live = pocket
     page = visit(live)
-    with page.expect_download() as table: page.locator('#csv').click()
+    with page.expect_download() as table:
+        page.locator('#csv').click()
     table.value.save_as(tmp_path / 'heads.csv')
     saved = pd.read_csv(tmp_path / 'heads.csv')
     expected = rank_heads(model, stats, Concept.builtin('months', model.tokenizer)).grid().flatten()
     assert saved.months.tolist() == pytest.approx(expected, abs=5e-4)
     assert (saved.layer * 32 + saved['head']).tolist() == list(range(128))
-    with page.expect_download() as picture: page.locator('#picture').click()
+    with page.expect_download() as picture:
+        page.locator('#picture').click()
     picture.value.save_as(tmp_path / 'map.png')
     colours = Image.open(tmp_path / 'map.png').convert('RGB').getcolors(10**6)
-    assert {c for _, c in colours} >= {(253, 231, 37), (255, 255, 255)}  # the best head's yellow, on white
+    yellow, white = (253, 231, 37), (255, 255, 255)  # the best head, and the ground
+    assert {c for _, c in colours} >= {yellow, white}
 
 
 def test_two_heads_side_by_side(pocket, visit):
@@ -339,7 +359,8 @@ def test_steps_of_a_pursuit_by_keyboard(pocket, visit):
     rows = atlas(model, stats, n_atoms=3, heads=['L2.H6'], progress=False)
     shown = page.locator('#step').inner_text()
     assert f'Step 3: {1 - rows.explained[1]:.2f} of the variance is left' in shown
-    assert rows.token[2].replace(' ', '·') in shown and f'{rows.explained[2]:.2f} is explained' in shown
+    assert rows.token[2].replace(' ', '·') in shown
+    assert f'{rows.explained[2]:.2f} is explained' in shown
 
 
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
@@ -355,9 +376,10 @@ def test_contrast_and_width(pocket, visit, contrast, scheme, width):
 
 
 def test_inside_a_notebook(pocket, new_page, tmp_path):
-    (tmp_path / 'notebook.html').write_text(f'<body>{pocket[-1]._repr_html_()}</body>', encoding='utf-8')
+    file = tmp_path / 'notebook.html'
+    file.write_text(f'<body>{pocket[-1]._repr_html_()}</body>', encoding='utf-8')
     page, wrong = new_page(1280)
-    page.goto((tmp_path / 'notebook.html').as_uri())
+    page.goto(file.as_uri())
     frame = page.frame_locator('iframe')
     frame.locator('#pick-2').click()
     frame.locator('#next tbody tr').first.wait_for()
@@ -399,7 +421,8 @@ def test_page_is_small_and_asks_nobody(pocket):
     html = LiveExplorer(live.data, live.live, b'').page
     assert len(html.encode()) < 3e6
     assert 'http:' not in html and 'https:' not in html
-    assert not re.search(r'\bsrc=|@import|url\(|fetch\(|XMLHttpRequest|import\(|innerHTML|\beval\(', html)
+    asks = r'\bsrc=|@import|url\(|fetch\(|XMLHttpRequest|import\(|innerHTML|\beval\('
+    assert not re.search(asks, html)
     assert html.count('Content-Security-Policy') == 1 and "default-src 'none'" in html
 
 

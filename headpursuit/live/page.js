@@ -118,9 +118,9 @@ function drawTexts() {
   const likely = chances => [...chances.keys()]
     .sort((a, b) => chances[b] - chances[a]).slice(0, SHOWN);
   const each = after ? [before.chances, after.chances] : [before.chances];
-  const rows = [...new Set(each.flatMap(likely))]
-    .sort((a, b) => before.chances[b] - before.chances[a])
-    .filter((i, n) => n < 3 || each.some(chances => chances[i] >= .01));
+  const most = i => Math.max(...each.map(chances => chances[i]));
+  const rows = [...new Set(each.flatMap(likely))].sort((a, b) => most(b) - most(a))
+    .filter((i, n) => n < 3 || most(i) >= .01).slice(0, SHOWN);
   const shares = i => each.flatMap((chances, n) => [
     bar(chances[i], n ? 'half' : 'half before'),
     number(chances[i] < .005 ? '<.01' : two(chances[i]))]);
@@ -249,9 +249,9 @@ function nullTable(scores, drawn) {  // as `stand_out` in Python
   return el('div', {}, el('h3', {}, 'Your words beside random ones'),
     table([column('head'), ...names.map(n => el('th', {scope: 'col', class: 'number'}, n))],
       heads.map(row)),
-    el('p', {class: 'soft'}, `Random words: the head's mean score for ${drawn.length} random sets ` +
-      'of tokens, as many and as frequent as yours. p: how often the best head of such a set ' +
-      'scores as high.'));
+    el('p', {class: 'soft'},
+      `Random words: the head's mean score for ${drawn.length} random sets of tokens, as many and ` +
+      'as frequent as yours. p: how often the best head of such a set scores as high.'));
 }
 
 function keepWords(concept, show) {
