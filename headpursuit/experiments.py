@@ -187,14 +187,15 @@ def heads_needed(model: HeadModel,  # with its tokenizer
                  most: int = 3,  # give up here
                  alpha: float = -1,  # factor on what the heads write
                  below: float = .3,  # relative accuracy to get under
+                 **how,  # as for `answer`
                  ) -> int:
     "The fewest top heads whose edit brings accuracy under `below` of the unedited model's"
-    base = answer(model, questions).correct.mean()
+    base = answer(model, questions, **how).correct.mean()
     if base == 0:
         raise ValueError(f'the model answers none of the {len(questions)} questions about '
                          f'{ranking.concept!r}: there is nothing to lower')
     for k in range(1, most):
-        edited = answer(model, questions, HeadEdit(ranking.top(k), alpha))
+        edited = answer(model, questions, HeadEdit(ranking.top(k), alpha), **how)
         if edited.correct.mean() < below * base: return k
     return most
 

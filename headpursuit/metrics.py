@@ -20,7 +20,7 @@ from .dictionary import plural, word_list
 
 # %% ../nbs/06_metrics.ipynb #65f8ee54
 def normalize_answer(
-    text: str,
+    text: str,  # an answer
 ) -> str:
     "Text as SQuAD compares it: lower case, without punctuation and articles"
     text = ''.join(c for c in text.lower() if c not in string.punctuation)
@@ -28,7 +28,7 @@ def normalize_answer(
 
 # %% ../nbs/06_metrics.ipynb #072e6b99
 def exact_match(
-    prediction: str,
+    prediction: str,  # what the model said
     answers: str | Iterable[str],  # accepted ones
 ) -> float:  # 0 or 1
     "1 if the prediction is one of the accepted answers, after normalisation"
@@ -48,7 +48,7 @@ def _f1(
     return 2 * same / (len(p) + len(a))
 
 def token_f1(
-    prediction: str,
+    prediction: str,  # what the model said
     answers: str | Iterable[str],  # accepted ones
 ) -> float:  # in [0, 1]
     "Harmonic mean of word precision and recall against the best accepted answer"
@@ -69,7 +69,7 @@ def _whole_words(
 
 # %% ../nbs/06_metrics.ipynb #de895270
 def concept_counts(
-    texts: Sequence[str],
+    texts: Sequence[str],  # any
     words: Iterable[str],  # the concept's
 ) -> np.ndarray:  # (n_texts,) int
     "Occurrences of a concept's words in each text"
@@ -79,7 +79,7 @@ def concept_counts(
 
 # %% ../nbs/06_metrics.ipynb #8c608156
 def without_words(
-    texts: Sequence[str],
+    texts: Sequence[str],  # any
     words: Iterable[str],  # the concept's
 ) -> list[str]:
     "The texts in lower case without a concept's words"
@@ -90,7 +90,7 @@ def without_words(
 FATES = ['right', 'another word of the concept', 'no word of the concept', 'nothing']
 
 def _fate(
-    prediction: str,
+    prediction: str,  # what the model said
     answers: str | Iterable[str],  # accepted ones
     pattern: re.Pattern,  # of the concept's words
 ) -> str:
@@ -101,7 +101,7 @@ def _fate(
 
 # %% ../nbs/06_metrics.ipynb #1a07cdef
 def fate(
-    predictions: Sequence[str],
+    predictions: Sequence[str],  # what the model said
     answers: Sequence[str | Iterable[str]],  # accepted ones for each prediction
     words: Iterable[str],  # the concept's
 ) -> pd.Series:  # ordered categories, all of `FATES`
@@ -178,7 +178,7 @@ def _check_captions(
 
 # %% ../nbs/06_metrics.ipynb #2c40a68d
 def cider(
-    captions: Sequence[str],
+    captions: Sequence[str],  # one for each image
     references: Sequence[Sequence[str]],  # several for each caption
 ) -> np.ndarray:  # (n_captions,) between 0 and 10, the value of a perfect caption
     "CIDEr-D of each caption (Vedantam et al. 2015); document frequencies come from the references"
@@ -208,8 +208,8 @@ def bootstrap_interval(
     *,
     base: Sequence[float] | None = None,  # the same examples before the edit: ratio of means
     level: float = .95,  # share of intervals that cover the truth
-    n_resamples: int = 2000,
-    seed: int = 0,
+    n_resamples: int = 2000,  # of the examples
+    seed: int = 0,  # of the resamples
 ) -> tuple[float, float, float]:  # estimate, low, high
     "Mean (or ratio of means, paired) and interval; limits are NaN for one value or a base of zero"
     x = np.asarray(values, float)

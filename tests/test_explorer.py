@@ -90,7 +90,7 @@ def test_page_refers_to_nothing_outside(pocket):
 
 def evil_explorer():
     model = untrained(2, 4, 32)
-    model.token_names = [EVIL] * len(TOK)
+    model._token_names = [EVIL] * len(TOK)
     prompts = [f'{EVIL} The secret number of item {i}' for i in range(4)]
     concepts = {EVIL: letters(EVIL, range(20, 30))}
     stats = capture(model, prompts, progress=False)

@@ -15,9 +15,10 @@ from tiny import TEXT, TOK, llama_tokenizer, randomise, text_model
 from torch.testing import assert_close
 
 from headpursuit import (Concept, HeadEdit, HeadModel, atlas, builtin_concepts, capture, generate,
-                         pocket_path, rank_heads, reading_questions)
-from headpursuit.live import LiveExplorer, live_page, token_counts
-from headpursuit.ranking import null_scores
+                         null_scores, pocket_path, rank_heads)
+from headpursuit.live import LiveExplorer, live_page
+from headpursuit.pocket.reading import reading_questions
+from headpursuit.ranking import token_counts
 
 CONCEPTS = ['colours', 'countries', 'months', 'animals', 'professions']
 STRANGE = ["It's  ½ a\n\nnaïve 日本 1234 test!!  ", '', ' ', '🙂 x\u00a0y\t\r\n z', "they'll DON'T",
