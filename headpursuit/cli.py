@@ -46,6 +46,17 @@ def _known(model: HeadModel,
     return questions[right].reset_index(drop=True)
 
 
+# %% ../nbs/13_cli.ipynb #43c38578
+def _concepts(model: HeadModel,
+              words: dict[str, list[str]],  # by concept
+              *asked: pd.DataFrame,  # questions that the model answers right
+              ) -> dict[str, Concept]:
+    "The concepts about which the model knows something; says which are left out"
+    known = set.intersection(*(set(questions['concept']) for questions in asked))
+    if unknown := [c for c in words if c not in known]:
+        print('left out, no question is answered right:', ', '.join(unknown))
+    return {c: Concept.from_words(c, words[c], model.tokenizer) for c in words if c in known}
+
 # %% ../nbs/13_cli.ipynb #e0929452
 def _needed(model: HeadModel,
             rankings: dict[str, HeadRanking],
@@ -108,17 +119,17 @@ def demo(model: str = 'pocket',  # or 'small'
     model = load_model(preset)
     print(f'{model!r}\nseed {seed}, {versions()}')
     material = question_answering(preset, n_test=8 * n, seed=seed)
-    concepts = {c: Concept.from_words(c, w, model.tokenizer) for c, w in material.words.items()}
+    choosing = _known(model, material.validation, size.writing)
+    asking = _known(model, material.test, size.writing)
+    concepts = _concepts(model, material.words, choosing, asking)
     stats = capture(model, material.train, positions='prompt' if preset == 'pocket' else 'last',
                     **size.batches)
     find = _finder(model, material.train, preset, seed)
     rankings = {c: find(model, stats, concept) for c, concept in concepts.items()}
-    needed = _needed(model, rankings, _known(model, material.validation, size.writing),
-                     most=k, alpha=alpha, **size.writing)
+    needed = _needed(model, rankings, choosing, most=k, alpha=alpha, **size.writing)
     edits = selections(model, stats, concepts, ks=needed, alphas=[alpha], seed=seed,
                        finders={'SOMP': lambda model, stats, concept: rankings[concept.name]})
-    asking = Answers(_known(model, material.test, size.writing), **size.writing)
-    outcomes = run(model, edits, asking)
+    outcomes = run(model, edits, Answers(asking, **size.writing))
     _write(outcomes, out, f'at most {k} of {len(model.heads)} heads multiplied by {alpha:g}')
     return outcomes
 
