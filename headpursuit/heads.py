@@ -214,6 +214,9 @@ def _find_layers(self: HeadModel) -> None:
     self.layers: nn.ModuleList = _layers(self.model.get_decoder(), self.config)
     self.d_model: int = self.config.hidden_size
     self.n_layers: int = len(self.layers)
+    if not hasattr(self.config, 'num_attention_heads'):
+        raise ValueError(f'{type(self.model).__name__} has no attention heads: '
+                         'looked for num_attention_heads in its config')
     self.n_heads: int = self.config.num_attention_heads
 
 # %% ../nbs/02_heads.ipynb #9e526a49

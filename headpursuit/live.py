@@ -121,6 +121,7 @@ def _for_script(data) -> str:
 @dataclass
 class LiveExplorer(Explorer):
     "The explorer's page with the model in it: shown in a notebook, or saved as one HTML file"
+    data: dict = field(repr=False)  # all that the page shows, ready for JSON
     live: dict = field(repr=False)  # what the scripts need beside the weights, ready for JSON
     weights: bytes = field(repr=False)  # a safetensors file
 

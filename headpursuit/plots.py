@@ -132,7 +132,11 @@ def dose_response(table: pd.DataFrame,  # long: `dose`, `series`, value, low, hi
         t = t.sort_values(dose)
         colour = f'C{i}'
         ax.plot(t[dose], t.value, marker='os^Dv'[i % 5], color=colour)
-        ax.fill_between(t[dose].astype(float), t.low, t.high, color=colour, alpha=.18, lw=0)
+        if len(t) > 1:
+            at = t[dose].astype(float)
+            ax.fill_between(at, t.low, t.high, color=colour, alpha=.18, lw=0)
+        else:
+            ax.vlines(t[dose], t.low, t.high, color=colour)
         ends.append((t.value.iloc[-1], name, colour))
     _label_ends(ax, ends)
     ax.axhline(1, color='.4', lw=.8, ls=':')
@@ -142,9 +146,13 @@ def dose_response(table: pd.DataFrame,  # long: `dose`, `series`, value, low, hi
 
 # %% ../nbs/07_plots.ipynb #1535794c
 def _effect_rows(table: pd.DataFrame,  # long
+                 selection: str,  # whose heads were chosen
                  ) -> dict[str, pd.DataFrame]:  # name -> rows, one per target
     "The rows that belong on an effect plot, by what they show"
-    chosen = table.selection == 'SOMP'
+    chosen = table.selection == selection
+    if not chosen.any():
+        raise ValueError(f'the table has no rows of selection {selection!r}: '
+                         f"it has {', '.join(table.selection.unique())}")
     random = table.selection == 'random'
     target = table.concept == table.target
     return {
@@ -162,7 +170,8 @@ def _legend_below(ax: plt.Axes) -> None:
 
 # %% ../nbs/07_plots.ipynb #be5484a2
 def effect_plot(table: pd.DataFrame,  # long, effects of one edit per target
-                *, title: str = '',  # above the plot
+                *, selection: str = 'SOMP',  # whose heads were chosen
+                title: str = '',  # above the plot
                 ax: plt.Axes | None = None,  # where to draw, default: a figure of its own
                 ) -> plt.Axes:
     "Relative accuracy on target, others and under random heads, one row per concept"
@@ -172,7 +181,8 @@ def effect_plot(table: pd.DataFrame,  # long, effects of one edit per target
         _, ax = plt.subplots(figsize=(5.2, .7 + .34 * len(targets)))
     y = np.arange(len(targets))
     looks = [('s', 'C2'), ('D', 'C7'), ('o', 'C3')]
-    for i, ((name, rows), (marker, colour)) in enumerate(zip(_effect_rows(table).items(), looks)):
+    shown = _effect_rows(table, selection)
+    for i, ((name, rows), (marker, colour)) in enumerate(zip(shown.items(), looks)):
         t = rows.set_index('target').reindex(targets)
         whiskers = np.clip([t.value - t.low, t.high - t.value], 0, None)
         ax.errorbar(t.value, y + .2 * (i - 1), xerr=whiskers, label=name,
