@@ -49,7 +49,7 @@ def _outside(left: Tensor,  # squared length that each unit atom has left outsid
     "Which atoms are outside the span"
     return left > max(1e-10, 100 * torch.finfo(dtype).eps)
 
-# %% ../nbs/00_pursuit.ipynb #ab00000d
+# %% ../nbs/00_pursuit.ipynb #ab00000e
 def _tied(scores: Tensor) -> Tensor:  # (..., v) bool
     "Which scores are the best, or differ from it by rounding only"
     top = scores.amax(-1, keepdim=True)
@@ -78,7 +78,7 @@ def _finite(x,  # anything that `torch.as_tensor` takes
         raise ValueError(f'{name} has NaN or infinite values')
     return x
 
-# %% ../nbs/00_pursuit.ipynb #ab000012
+# %% ../nbs/00_pursuit.ipynb #ab000014
 _POWER = dict(magnitude=1, energy=2)  # of a correlation, by rule
 
 def _inputs(H,  # (..., n, d) signals; with `W`: (..., n, k) their coordinates
@@ -105,7 +105,7 @@ def _inputs(H,  # (..., n, d) signals; with `W`: (..., n, k) their coordinates
     if rule not in _POWER: raise ValueError(f"rule must be 'magnitude' or 'energy', got {rule!r}")
     return H, D.to(H.device), min(n_atoms, len(D)), W
 
-# %% ../nbs/00_pursuit.ipynb #ab000015
+# %% ../nbs/00_pursuit.ipynb #ab000017
 def _centered(H: Tensor,  # (..., n, d) signals
               center: bool,  # or leave them as they are
               ) -> tuple[Tensor, Tensor]:  # (..., n, d) signals, (..., d) mean; in double
@@ -118,7 +118,7 @@ def _centered(H: Tensor,  # (..., n, d) signals
     left = torch.linalg.vector_norm(X, dim=(-2, -1))
     return X * (left > rounding)[..., None, None], mean
 
-# %% ../nbs/00_pursuit.ipynb #ab000017
+# %% ../nbs/00_pursuit.ipynb #ab00001a
 def _unit(D: Tensor,  # (v, d)
           ) -> tuple[Tensor, Tensor]:  # (v, d), (v,)
     "Rows of `D` scaled to length one (zero rows stay zero), and their lengths"
@@ -193,36 +193,41 @@ def _refit(H: Tensor,  # (n, d) signals
     left = (U - (U @ Q) @ Q.T).square().sum(-1) * (U != 0).any(-1)
     return coef, H - coef @ A, left
 
-# %% ../nbs/00_pursuit.ipynb #ab00001d
+# %% ../nbs/00_pursuit.ipynb #ab000020
 @dataclass
 class _Signals:
     "What heads write, H = Y Mᵀ at energy 1, and how much of it is explained"
     M: Tensor  # (heads, d, r)
-    Y: Tensor | None  # (heads, n, r) orthonormal columns; None for the energy rule
+    Y: Tensor | None  # (heads, n, r) orthonormal columns; None: the identity, or not needed
+    power: int  # of the correlations in a score: 1, or 2 for the energy rule
     Q: Tensor  # (heads, t, d) orthonormal basis of the chosen atoms
     rest: Tensor  # (heads,) share of the energy that is not yet explained
 
-# %% ../nbs/00_pursuit.ipynb #ab00001e
+# %% ../nbs/00_pursuit.ipynb #ab000021
 def _signals(M: Tensor,  # (heads, d, r); scaled in place
              Y: Tensor | None = None,  # (heads, n, r)
+             rule: str = 'energy',  # or 'magnitude'
              ) -> _Signals:
     "Signals of energy 1 (or zero), nothing explained yet"
     length = torch.linalg.vector_norm(M, dim=(-2, -1))
     some = length > 0
     M.mul_(torch.where(some, 1 / length, 0.)[:, None, None])
-    return _Signals(M, Y, M.new_zeros(len(M), 0, M.shape[1]), some.double())
+    Q = M.new_zeros(len(M), 0, M.shape[1])
+    return _Signals(M, Y, _POWER[rule], Q, some.double())
 
-# %% ../nbs/00_pursuit.ipynb #ab000020
+# %% ../nbs/00_pursuit.ipynb #ab000023
 def _from_samples(Z: Tensor,  # (heads, n, k) samples, centred if they are to be
                   W: Tensor | None,  # (heads, d, k) output matrices; None: Z are the signals
                   rule: str,  # 'energy' needs no Y
                   ) -> _Signals:
     "Signals Z Wᵀ, in few numbers"
-    Y, R = torch.linalg.qr(Z, mode='reduced' if rule == 'magnitude' else 'r')
-    M = R.mT.clone() if W is None else W.double() @ R.mT
-    return _signals(M, Y if rule == 'magnitude' else None)
+    Y = None
+    if Z.shape[1] > Z.shape[2]:
+        Y, Z = torch.linalg.qr(Z, mode='reduced' if rule == 'magnitude' else 'r')
+    M = Z.mT.clone() if W is None else W.double() @ Z.mT
+    return _signals(M, Y if rule == 'magnitude' else None, rule)
 
-# %% ../nbs/00_pursuit.ipynb #ab000023
+# %% ../nbs/00_pursuit.ipynb #ab000026
 @dataclass
 class _Atoms:
     "A dictionary and what is needed to scale its atoms"
@@ -238,7 +243,7 @@ def scale(self: _Atoms,
     lengths = self.lengths[i]
     return torch.where(lengths > 0, 1 / lengths, 0.)
 
-# %% ../nbs/00_pursuit.ipynb #ab000024
+# %% ../nbs/00_pursuit.ipynb #ab000027
 @patch
 def unit(self: _Atoms,
          i: Tensor | slice = slice(None),  # which atoms
@@ -247,7 +252,7 @@ def unit(self: _Atoms,
     "Chosen atoms, scaled to length one"
     return self.rows[i].to(dtype) * self.scale(i).to(dtype)[..., None]
 
-# %% ../nbs/00_pursuit.ipynb #ab000026
+# %% ../nbs/00_pursuit.ipynb #ab000029
 def _atoms(D: Tensor,  # (v, d) dictionary
            rule: str,  # 'magnitude' or 'energy'
            unit_atoms: bool,  # or let longer atoms count for more
@@ -269,19 +274,19 @@ def _sweep(atoms: _Atoms,
     "SOMP by rank-one updates of all correlations, in double: for small dictionaries"
     U = atoms.unit()
     A = U @ signals.M
-    power = 2 if signals.Y is None else 1
-    if power == 1: A = A @ signals.Y.mT
-    gram = U @ U.T
-    left = gram.diagonal().expand(A.shape[:2]).clone()
+    if signals.Y is not None: A = A @ signals.Y.mT
+    gram = U @ U.T if len(U) <= U.shape[1] else None
+    left = (atoms.lengths > 0).double().expand(A.shape[:2]).clone()
     G = A.new_zeros(len(A), n_atoms, len(U))  # the columns g_s
     heads = torch.arange(len(A), device=A.device)
     steps = []
     for t in range(n_atoms):
-        score = torch.linalg.vector_norm(A, ord=power, dim=2).pow_(power)
+        score = torch.linalg.vector_norm(A, ord=signals.power, dim=2).pow_(signals.power)
         p = _best(score.mul_(atoms.weight), left)
         rho = left[heads, p].clamp_min(1e-10).sqrt()[:, None]
         earlier = G[heads, :t, p]  # g_s[p]
-        g = (gram[p] - (earlier[:, None] @ G[:, :t])[:, 0]) / rho
+        cosines = U[p] @ U.T if gram is None else gram[p]
+        g = (cosines - (earlier[:, None] @ G[:, :t])[:, 0]) / rho
         part = A[heads, p] / rho  # R q
         steps.append((p, part.square().sum(1), _outside(left, A.dtype).any(1)))
         A.baddbmm_(g[:, :, None], part[:, None], alpha=-1)
@@ -289,7 +294,7 @@ def _sweep(atoms: _Atoms,
         G[:, t] = g
     return _cut(signals.rest, *(torch.stack(x, 1) for x in zip(*steps)))
 
-# %% ../nbs/00_pursuit.ipynb #ab00002a
+# %% ../nbs/00_pursuit.ipynb #ab00002d
 def _cut(rest: Tensor,  # (heads,) share of the energy before the first step
          support: Tensor,  # (heads, t)
          gain: Tensor,  # (heads, t) share that each step explains
@@ -301,7 +306,7 @@ def _cut(rest: Tensor,  # (heads,) share of the energy before the first step
     explained = (gain * alive).cumsum(1).clamp(max=1)
     return Pursuit(support.masked_fill(~alive, -1), explained)
 
-# %% ../nbs/00_pursuit.ipynb #ab00002d
+# %% ../nbs/00_pursuit.ipynb #ab000030
 @patch
 def outside(self: _Signals,
             U: Tensor,  # (heads, c, d)
@@ -312,7 +317,12 @@ def outside(self: _Signals,
     for _ in range(2): U = U - (U @ Q.mT) @ Q
     return U
 
-# %% ../nbs/00_pursuit.ipynb #ab00002f
+# %% ../nbs/00_pursuit.ipynb #ab000032
+@patch(as_prop=True)
+def n(self: _Signals) -> int:
+    "Number of samples"
+    return self.M.shape[2] if self.Y is None else self.Y.shape[1]
+
 @patch
 def look(self: _Signals,
          U: Tensor,  # (heads, c, d) unit atoms
@@ -321,11 +331,10 @@ def look(self: _Signals,
     "Exact scores of a few atoms for what is not yet explained"
     U = self.outside(U, heads)
     a = U @ self.M[heads]
-    if self.Y is None: score = a.square().sum(-1)
-    else: score = (a @ self.Y[heads].mT).abs().sum(-1)
-    return score, U.square().sum(-1)
+    if self.Y is not None: a = a @ self.Y[heads].mT
+    return a.abs().pow(self.power).sum(-1), U.square().sum(-1)
 
-# %% ../nbs/00_pursuit.ipynb #ab000032
+# %% ../nbs/00_pursuit.ipynb #ab000035
 @patch
 def explain(self: _Signals,
             u: Tensor,  # (heads, d) the chosen unit atoms
@@ -342,7 +351,7 @@ def explain(self: _Signals,
     self.rest = (self.rest - m).clamp_min(0)
     return q[:, 0], y[:, 0], m
 
-# %% ../nbs/00_pursuit.ipynb #ab000035
+# %% ../nbs/00_pursuit.ipynb #ab000038
 @patch
 def blocks(self: _Atoms,
            columns: int,  # of the matrix that the block will be multiplied with
@@ -354,7 +363,7 @@ def blocks(self: _Atoms,
     for i in range(0, len(self.rows), step):
         yield slice(i, i + step), self.rows[i:i + step].to(dtype)
 
-# %% ../nbs/00_pursuit.ipynb #ab000037
+# %% ../nbs/00_pursuit.ipynb #ab00003a
 def _rounding(dtype: torch.dtype,  # of the product
               d: int,  # length of the vectors
               ) -> float:
@@ -364,7 +373,7 @@ def _rounding(dtype: torch.dtype,  # of the product
         gamma += dict(highest=0, high=2**-9, medium=2**-6)[torch.get_float32_matmul_precision()]
     return gamma
 
-# %% ../nbs/00_pursuit.ipynb #ab000039
+# %% ../nbs/00_pursuit.ipynb #ab00003c
 @dataclass
 class _Energies:
     "Energies E of all atoms' correlations with what heads have left, and their possible error"
@@ -373,7 +382,7 @@ class _Energies:
     fresh: Tensor  # (heads,) the same right after E was measured
     gamma: float  # error of an inner product
 
-# %% ../nbs/00_pursuit.ipynb #ab00003a
+# %% ../nbs/00_pursuit.ipynb #ab00003d
 def _energies(atoms: _Atoms,
               signals: _Signals,
               ) -> _Energies:
@@ -386,7 +395,7 @@ def _energies(atoms: _Atoms,
     out.measure(atoms, signals, torch.arange(heads, device=E.device))
     return out
 
-# %% ../nbs/00_pursuit.ipynb #ab00003c
+# %% ../nbs/00_pursuit.ipynb #ab00003f
 @patch
 def measure(self: _Energies,
             atoms: _Atoms,
@@ -409,7 +418,7 @@ def measure(self: _Energies,
     self.margin[heads] = 3 * self.gamma * (rest * top).sqrt() + self.gamma**2 * rest
     self.fresh[heads] = self.margin[heads]
 
-# %% ../nbs/00_pursuit.ipynb #ab00003e
+# %% ../nbs/00_pursuit.ipynb #ab000041
 @patch
 def lower(self: _Energies,
           atoms: _Atoms,
@@ -417,14 +426,14 @@ def lower(self: _Energies,
           y: Tensor,  # (heads, d) what they pull along
           ) -> None:
     "Take a step's part out of all energies"
-    both = torch.cat([q, y]).to(self.E).T.contiguous()
+    both = torch.cat([q, y]).to(self.E).T
     scale = atoms.scale().to(self.E)[:, None]
     for block, rows in atoms.blocks(both.shape[1], both.dtype):
         along_q, along_y = (rows @ both).mul_(scale[block]).T.tensor_split(2)
         self.E[:, block].addcmul_(along_q, along_y, value=-1)
     self.margin += 3 * self.gamma * torch.linalg.vector_norm(y, dim=1)
 
-# %% ../nbs/00_pursuit.ipynb #ab000041
+# %% ../nbs/00_pursuit.ipynb #ab000044
 @patch
 def bounds(self: _Energies,
            atoms: _Atoms,
@@ -435,10 +444,10 @@ def bounds(self: _Energies,
     stale = on & (self.margin > .01 * self.E.amax(1)) & (self.margin > 4 * self.fresh)
     if stale.any(): self.measure(atoms, signals, stale.nonzero()[:, 0])
     upper = self.E + self.margin.to(self.E)[:, None]
-    if signals.Y is not None: upper.clamp_min_(0).mul_(signals.Y.shape[1]).sqrt_()
+    if signals.power == 1: upper.clamp_min_(0).mul_(signals.n).sqrt_()
     return upper.mul_(atoms.weight.to(upper)).mul_(1 + 16 * torch.finfo(upper.dtype).eps)
 
-# %% ../nbs/00_pursuit.ipynb #ab000044
+# %% ../nbs/00_pursuit.ipynb #ab000047
 def _closer(atoms: _Atoms,
             signals: _Signals,
             head: int,
@@ -448,14 +457,14 @@ def _closer(atoms: _Atoms,
     "Those atoms that can win once their sums of magnitudes are known up to rounding"
     M, Q = signals.M[head], signals.Q[head]
     R = (M - Q.T @ (Q @ M)).to(energies.E)
-    Y = signals.Y[head].to(R)
-    parts = (atoms.unit(c, R.dtype) @ R @ Y.T for c in i.split(4096))
+    parts = [atoms.unit(c, R.dtype) @ R for c in i.split(4096)]
+    if signals.Y is not None: parts = [x @ signals.Y[head].to(x).T for x in parts]
     sums = torch.cat([x.abs_().sum(1) for x in parts])
-    error = energies.gamma * (2 * (len(Y) * signals.rest[head]).sqrt() + sums.amax())
+    error = energies.gamma * (2 * (signals.n * signals.rest[head]).sqrt() + sums.amax())
     weight = atoms.weight[i]
     return i[weight * (sums + error) >= (weight * (sums - error)).amax()]
 
-# %% ../nbs/00_pursuit.ipynb #ab000046
+# %% ../nbs/00_pursuit.ipynb #ab000049
 def _winner(atoms: _Atoms,
             signals: _Signals,
             i: Tensor,  # (heads, c) candidates
@@ -469,7 +478,7 @@ def _winner(atoms: _Atoms,
     best = score.masked_fill(~_outside(left, score.dtype), -1).amax(1)
     return i.gather(1, _best(score, left)[:, None])[:, 0], best
 
-# %% ../nbs/00_pursuit.ipynb #ab000047
+# %% ../nbs/00_pursuit.ipynb #ab00004a
 def _choose(atoms: _Atoms,
             signals: _Signals,
             energies: _Energies,
@@ -483,12 +492,12 @@ def _choose(atoms: _Atoms,
     unsure = on & (top[:, -1] >= enough)
     for head in unsure.nonzero()[:, 0].tolist() if top.shape[1] < upper.shape[1] else []:
         i = (upper[head] >= enough[head]).nonzero()[:, 0]
-        if signals.Y is not None: i = _closer(atoms, signals, head, i, energies)
+        if signals.power == 1: i = _closer(atoms, signals, head, i, energies)
         found = _winner(atoms, signals, i[None], slice(head, head + 1))
         p[head], best[head] = (x[0] for x in found)
     return p, on & (best >= 0)
 
-# %% ../nbs/00_pursuit.ipynb #ab000049
+# %% ../nbs/00_pursuit.ipynb #ab00004c
 def _search(atoms: _Atoms,
             signals: _Signals,
             n_atoms: int,  # most steps
@@ -505,16 +514,17 @@ def _search(atoms: _Atoms,
         if t + 1 < n_atoms: energies.lower(atoms, q, y)
     return Pursuit(support, gain.cumsum(1).clamp(max=1))
 
-# %% ../nbs/00_pursuit.ipynb #ab00004c
+# %% ../nbs/00_pursuit.ipynb #ab00004f
 def _pursue(atoms: _Atoms,
             signals: _Signals,
             n_atoms: int,  # most steps
             ) -> Pursuit:  # with an axis of heads
     "SOMP for many heads, by the faster road"
     v, d = atoms.rows.shape
-    return (_sweep if v <= d else _search)(atoms, signals, n_atoms)
+    full = signals.power == 1 and 2 * signals.M.shape[2] > d
+    return (_sweep if v <= d or full else _search)(atoms, signals, n_atoms)
 
-# %% ../nbs/00_pursuit.ipynb #ab00004e
+# %% ../nbs/00_pursuit.ipynb #ab000051
 def _weights(X: Tensor,  # (n, d) signals; with `W`: (n, k)
              A: Tensor,  # (t, d) atoms
              W: Tensor | None,  # (d, k)
@@ -550,7 +560,7 @@ def somp(
     explained = found.explained[0, :len(s)]
     return Pursuit(s, *(x.to(dtype) for x in (explained, weights, D[s], mean)))
 
-# %% ../nbs/00_pursuit.ipynb #ab000050
+# %% ../nbs/00_pursuit.ipynb #ab000053
 def omp(
     h: Tensor,  # (d,) one signal
     D: Tensor,  # (v, d) dictionary
@@ -568,7 +578,7 @@ def orthonormal_basis(D: Tensor,  # (v, d) atoms
     V, s, _ = torch.linalg.svd(U.T, full_matrices=False)
     return V[:, _outside((s / s.max()).square(), s.dtype)].to(D.dtype)
 
-# %% ../nbs/00_pursuit.ipynb #ab000057
+# %% ../nbs/00_pursuit.ipynb #ab00005a
 def projection_score(C: Tensor,  # (..., k, k) covariance of z, one or many heads
                      W: Tensor,  # (..., d, k) output matrices
                      D: Tensor,  # (v, d) atoms
@@ -579,7 +589,7 @@ def projection_score(C: Tensor,  # (..., k, k) covariance of z, one or many head
     inside = ((P @ C) * P).sum((-2, -1))
     return torch.where(total > 0, inside / total, torch.zeros_like(total)).clamp(0, 1)
 
-# %% ../nbs/00_pursuit.ipynb #ab00005a
+# %% ../nbs/00_pursuit.ipynb #ab00005d
 def _root(C: Tensor,  # (heads, k, k) covariances
           ) -> Tensor:  # (heads, k, k)
     "L with C = L Lᵀ"
