@@ -525,8 +525,9 @@ def _bytes_per_head(
     model: HeadModel, stats: HeadStats, D: Tensor, n_atoms: int, rule: str,
 ) -> int:
     "What a pursuit over the dictionary holds for each head"
-    steps = 3 * n_atoms if rule == 'energy' else stats.count + 2 * n_atoms
-    return len(D) * max(4, D.itemsize) * (2 * model.head_dim + steps)
+    d, k = model.d_model, model.head_dim
+    samples = 32 * stats.count * k if rule == 'magnitude' else 0
+    return 8 * len(D) + 24 * d * k + 16 * n_atoms * d + samples
 
 # %% ../nbs/04_ranking.ipynb #061effe8
 @torch.no_grad()
@@ -540,7 +541,7 @@ def atlas(
     unit_atoms: bool = True,  # scale atoms to unit length before choosing
     fold_norm: bool = False,  # dictionary with the final norm's gain
     heads: Iterable[Head] | None = None,  # default: all
-    dtype: torch.dtype = torch.float64,  # of the matrix products; energies are in float64
+    dtype: torch.dtype = torch.float32,  # of the products over the vocabulary; never the tokens'
     memory: float = 4e9,  # bytes for what is held per group of heads, beside the dictionary
     progress: bool = True,  # show a bar
 ) -> pd.DataFrame:  # columns layer, head, step, token, token_id, explained
