@@ -430,7 +430,7 @@ def test_page_is_small_and_asks_nobody(pocket):
 def test_strange_tokens_stay_text(visit):
     evil = '</script><img src=x onerror="document.title = 1">'
     model, stats, prompts, _ = shared_keys()
-    model.token_names = [evil] * len(TOK)
+    model._token_names = [evil] * len(TOK)
     concepts = {evil: Concept(evil, [[i] for i in range(20, 40)], [], None)}
     live = live_page(model, stats, concepts, prompts=prompts, passages=[evil], progress=False)
     page = visit(live, 390, '#edit=L0.H1&words=<img>')
