@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from .capture import HeadStats, position_mask
 from .dictionary import Concept, builtin_concepts
 from .editing import HeadEdit
-from .generation import generate
+from .generation import check_text_model, generate
 from .heads import Head, HeadModel, check_prompts
 from .ranking import HeadRanking, atlas, rank_heads
 from .store import whole_file
@@ -220,15 +220,6 @@ def _repr_html_(self: Explorer) -> str:
     style = 'width: 100%; height: 900px; border: 0'
     return f"<iframe title='Head explorer' style='{style}' srcdoc='{page}'></iframe>"
 
-# %% ../nbs/11_explorer.ipynb #56f24a84
-def _check_model(model: HeadModel,  # as given by a user
-                 ) -> None:
-    "An error for what is no `HeadModel`, or one without a tokenizer"
-    if not isinstance(model, HeadModel):
-        raise TypeError(f'explore needs a HeadModel, got {type(model).__name__}: '
-                        'use HeadModel(model, tokenizer) or HeadModel.from_pretrained(name)')
-    model.tokenizer  # says what is missing
-
 # %% ../nbs/11_explorer.ipynb #815f92d5
 def _concepts(model: HeadModel,  # with a tokenizer
               concepts: Mapping[str, Concept] | Sequence[str] | None,  # as given by a user
@@ -372,7 +363,7 @@ def explore(model: HeadModel,  # with a tokenizer
             progress: bool = True,  # show bars
             ) -> Explorer:
     "An interactive page about all heads of a model"
-    _check_model(model)
+    check_text_model(model)
     concepts = _concepts(model, concepts)
     if prompts is None:
         prompts = []

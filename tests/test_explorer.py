@@ -114,7 +114,7 @@ def test_errors_name_the_mistake(pocket):
     model, stats, concepts, _ = pocket
     other = untrained(2, 4, 32)
     for error, words, call in [
-            (TypeError, 'explore needs a HeadModel', lambda: explore(model.model, stats)),
+            (TypeError, 'a HeadModel is needed', lambda: explore(model.model, stats)),
             (ValueError, 'needs a tokenizer', lambda: explore(HeadModel(model.model), stats)),
             (ValueError, "no built-in concept 'colors'; there are: colours",
              lambda: explore(model, stats, ['colors'])),
