@@ -16,6 +16,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from .capture import at_least_one
 from .dictionary import Concept
 from .editing import HeadEdit
 from .heads import Head, HeadModel
@@ -91,22 +92,29 @@ class _Part(nn.Module):
         change = torch.einsum('bshr,bh->bsr', parts, (self.factor - 1).to(z))
         return out + change @ self.Q.to(z).T
 
+# %% ../nbs/17_cause.ipynb #c41e08ab
+def _subspace_parts(model: HeadModel,
+                    subspace: Concept,
+                    ) -> dict[int, tuple[Tensor, Tensor]]:  # layer -> A (n_heads, k, r), Q (d, r)
+    "Every head's coordinates in the subspace, and its basis"
+    edit = HeadEdit(model.heads, 2., subspace=subspace)  # its change is the part itself
+    return {layer: (A.unflatten(1, (model.n_heads, model.head_dim)).permute(1, 2, 0), Q)
+            for layer, (A, Q) in edit.low_rank(model).items()}
+
 # %% ../nbs/17_cause.ipynb #bc815c39
 @contextmanager
 def _factors(model: HeadModel,  # with its tokenizer
              values: Tensor,  # (batch, layers, heads)
-             subspace: Concept | None,
+             parts: dict[int, tuple[Tensor, Tensor]] | None,  # from `_subspace_parts`
              ) -> Iterator[None]:
     "Within the context, every head is multiplied by its factor"
-    if subspace is not None:
-        Q = HeadEdit(model.heads, 1., subspace=subspace).directions(model)
     with ExitStack() as stack:
         for layer, projection in enumerate(model.projections):
-            if subspace is None:
-                hook = projection.register_forward_pre_hook(_Whole(values[:, layer]))
+            factor = values[:, layer]
+            if parts is None:
+                hook = projection.register_forward_pre_hook(_Whole(factor))
             else:
-                A = torch.einsum('dr,hdk->hkr', Q, model.W_O(layer).to(Q))
-                hook = projection.register_forward_hook(_Part(values[:, layer], A, Q))
+                hook = projection.register_forward_hook(_Part(factor, *parts[layer]))
             stack.callback(hook.remove)
         yield
 
@@ -115,12 +123,12 @@ def _gradient(model: HeadModel,  # with its tokenizer
               batch: dict[str, Tensor],
               answer: Tensor,
               at: float,  # value of all factors
-              subspace: Concept | None,
+              parts: dict[int, tuple[Tensor, Tensor]] | None,  # from `_subspace_parts`
               ) -> Tensor:  # (batch, layers, heads)
     "Derivative of each answer's log-probability with respect to the factors"
     shape = (len(answer), model.n_layers, model.n_heads)
     values = torch.full(shape, at, device=answer.device, requires_grad=True)
-    with torch.enable_grad(), _factors(model, values, subspace):
+    with torch.enable_grad(), _factors(model, values, parts):
         total = _log_prob(model, batch, answer).sum()
         return torch.autograd.grad(total, values)[0]
 
@@ -135,16 +143,17 @@ def attribution(model: HeadModel,  # with its tokenizer
                 progress: bool = False,  # show a bar
                 ) -> np.ndarray:  # (n_questions, layers, heads) nats per unit of the factor
     "How the log-probability of every answer changes with a factor on every head"
-    if steps < 1: raise ValueError(f'steps must be at least 1, got {steps}')
+    at_least_one(steps=steps)
+    parts = None if subspace is None else _subspace_parts(model, subspace)
     middle = (np.arange(steps) + .5) / steps
     ats = [1.] if steps == 1 else (1 + (alpha - 1) * middle).tolist()
-    parts = []
+    found = []
     batches = tqdm(_answered(model, questions, batch_size), desc='attribution',
                    total=-(-len(questions) // batch_size), disable=not progress)
     for batch, answer in batches:
-        grads = [_gradient(model, batch, answer, at, subspace) for at in ats]
-        parts.append(sum(grads).cpu() / steps)
-    return torch.cat(parts).numpy()
+        grads = [_gradient(model, batch, answer, at, parts) for at in ats]
+        found.append(sum(grads).cpu() / steps)
+    return torch.cat(found).numpy()
 
 # %% ../nbs/17_cause.ipynb #5c56a5f5
 def flip_each(model: HeadModel,  # with its tokenizer

@@ -249,7 +249,7 @@ def merge(self: HeadEdit,
 @torch.no_grad()
 def _unembedding(model: HeadModel) -> dict:
     "Shape and some 256 numbers of the unembedding"
-    head = model.model.get_output_embeddings()
+    head = model.unembedding
     with align_module_device(head):
         w = head.weight.detach()
         some = w.flatten()[::w.numel() // 256 | 1]

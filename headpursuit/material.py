@@ -22,7 +22,7 @@ from .facts import fact_words, recall_questions
 from .heads import HeadModel
 from .metrics import concept_counts
 from .pocket import reading, seeing
-from .presets import check_preset
+from .presets import settings
 from .store import split_of
 
 # %% ../nbs/16_material.ipynb #d6685ffe
@@ -196,7 +196,8 @@ def question_answering(preset: str,  # 'pocket', 'small' or 'paper'
                        folder: str | Path | None = None,  # see `load_source`
                        ) -> Material:
     "Questions whose answers are words of a concept"
-    if check_preset(preset) == 'pocket': return _reading_questions(n_train, n_test, seed)
+    settings('question_answering', preset)  # refuses what does not exist
+    if preset == 'pocket': return _reading_questions(n_train, n_test, seed)
     if preset == 'small': return _fact_questions(n_train, n_test, seed)
     train = triviaqa_questions('train', n_train, seed, folder)
     test = triviaqa_questions('test', n_test, seed, folder)
@@ -244,7 +245,8 @@ def toxicity(preset: str,  # 'pocket' or 'paper'
              words: Sequence[str] | None = None,  # toxic ones; default: built-in mild insults
              ) -> Material:
     "Prompts that invite toxic text"
-    if check_preset(preset) == 'pocket': return _reading_insults(n_train, n_test, seed)
+    settings('toxicity', preset)  # refuses what does not exist
+    if preset == 'pocket': return _reading_insults(n_train, n_test, seed)
     toxic = word_list(builtin_concepts()['insults'] if words is None else words)
     train = toxicity_prompts(name, 'train', n_train, seed, folder)
     test = toxicity_prompts(name, 'test', n_test, seed, folder)
@@ -348,7 +350,8 @@ def image_classification(preset: str,  # 'pocket' or 'paper'
                          family: str = 'llava',  # of the model, in the paper preset
                          ) -> dict[str, Material]:
     "Every classification set: its own training prompts, its own class names as concept"
-    pocket = check_preset(preset) == 'pocket'
+    settings('image_classification', preset)  # refuses what does not exist
+    pocket = preset == 'pocket'
     def pictures(name: str, part: str, n: int) -> tuple[pd.DataFrame, list[str]]:
         if pocket: return _seeing_pictures(name, part, n, seed)
         return labelled_pictures(name, part, n, seed, folder, family)
@@ -426,7 +429,8 @@ def captioning(preset: str,  # 'pocket' or 'paper'
                family: str = 'llava',  # of the model, in the paper preset
                ) -> Material:
     "Pictures to describe, with reference captions"
-    words = _caption_words(check_preset(preset))
+    settings('captioning', preset)  # refuses what does not exist
+    words = _caption_words(preset)
     if preset == 'pocket':
         train, test, validation = (_seeing_captions(split, n, seed) for split, n in
                                    dict(train=n_train, test=n_test, validation=n_test).items())
