@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from .capture import at_least_one
 from .dictionary import Concept
 from .editing import HeadEdit
+from .generation import counted_tokens, with_answer
 from .heads import Head, HeadModel
 from .ranking import HeadRanking
 
@@ -28,15 +29,15 @@ def _answered(model: HeadModel,  # with its tokenizer
               batch_size: int,
               ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:  # batch; (batch, seq - 1) bool
     "Prompts with their answers, and which tokens are to be predicted"
-    first = [x if isinstance(x, str) else x[0] for x in questions['answer']]
-    texts = [f'{prompt} {answer}' for prompt, answer in zip(questions['prompt'], first)]
-    for i in range(0, len(texts), batch_size):
-        batch = model.encode(texts[i:i + batch_size], padding_side='right')
-        ends = batch['attention_mask'].sum(1)
-        prompts = questions['prompt'].iloc[i:i + batch_size].tolist()
-        starts = model.encode(prompts, padding_side='right')['attention_mask'].sum(1)
-        place = torch.arange(1, batch['input_ids'].shape[1], device=ends.device)
-        yield batch, (place >= starts[:, None]) & (place < ends[:, None])
+    samples = []
+    for prompt, answer in zip(questions['prompt'], questions['answer']):
+        asked = dict(text=prompt) if isinstance(prompt, str) else prompt
+        samples.append(dict(asked, answer=answer if isinstance(answer, str) else answer[0]))
+    for i in range(0, len(samples), batch_size):
+        some = samples[i:i + batch_size]
+        batch = model.encode([with_answer(s) for s in some], padding_side='right')
+        yield batch, counted_tokens(model, batch, some)
+
 
 # %% ../nbs/17_cause.ipynb #dd19e992
 def _log_prob(model: HeadModel,  # with its tokenizer
