@@ -17,12 +17,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 from tqdm.auto import tqdm
 
-from .capture import at_least_one
+from .capture import text_batches
 from .dictionary import Concept
 from .editing import HeadEdit
-from .generation import counted_tokens, with_answer
+from .generation import check_questions, counted_tokens, with_answer
 from .heads import Head, HeadModel
 from .ranking import HeadRanking
+from .store import at_least_one
 
 # %% ../nbs/17_cause.ipynb #57b50fdf
 def _answered(model: HeadModel,  # with its tokenizer
@@ -30,13 +31,15 @@ def _answered(model: HeadModel,  # with its tokenizer
               batch_size: int,
               ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:  # batch; (batch, seq - 1) bool
     "Prompts with their answers, and which tokens are to be predicted"
+    check_questions(questions)
     samples = []
     for prompt, answer in zip(questions['prompt'], questions['answer']):
-        asked = dict(text=prompt) if isinstance(prompt, str) else prompt
+        asked = prompt if isinstance(prompt, Mapping) else dict(text=prompt)
         samples.append(dict(asked, answer=answer if isinstance(answer, str) else answer[0]))
-    for i in range(0, len(samples), batch_size):
-        some = samples[i:i + batch_size]
-        batch = model.encode([with_answer(s) for s in some], padding_side='right')
+    whole = [with_answer(s) for s in samples]
+    for batch in text_batches(model, whole, batch_size, padding_side='right'):
+        some = samples[:len(batch['input_ids'])]
+        samples = samples[len(some):]
         yield batch, counted_tokens(model, batch, some)
 
 
@@ -184,7 +187,8 @@ def attribution(model: HeadModel,  # with its tokenizer
                 progress: bool = False,  # show a bar
                 ) -> np.ndarray:  # (n_questions, layers, heads); for several concepts in axis 1
     "How the log-probability of every answer changes with a factor on every head (nats per unit)"
-    at_least_one(steps=steps)
+    at_least_one(steps=steps, batch_size=batch_size)
+    HeadEdit(model.heads[:1], alpha)  # refuses what is no factor
     several = isinstance(subspace, Sequence)
     if several and steps > 1:
         raise ValueError('several steps follow the edit of one subspace: give one concept')

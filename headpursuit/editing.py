@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 import torch
@@ -20,7 +21,7 @@ from fastcore.basics import patch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .dictionary import Concept
+from .dictionary import Concept, check_concept
 from .heads import Head, HeadModel, as_head_model
 from .pursuit import orthonormal_basis
 from .ranking import HeadRanking
@@ -42,9 +43,7 @@ class HeadEdit:
         if len(set(self.heads)) < len(self.heads):
             raise ValueError('an edit names a head twice: give each head once')
         self.alphas  # refuses what are no factors
-        if not isinstance(self.subspace, Concept | None):
-            raise TypeError(f'subspace must be a Concept, got {self.subspace!r}: '
-                            'Concept.from_words(name, words, tokenizer) makes one')
+        if self.subspace is not None: check_concept(self.subspace)
 
 # %% ../nbs/05_editing.ipynb #05a7b06f
 def _factors(alpha: float | Sequence[float]) -> Tensor:  # () or (n,) float64
@@ -271,12 +270,13 @@ def _check_free(folder: Path) -> None:
 def _described(concept: Concept | None) -> dict | None:
     "A concept as JSON, without the report of how it was made"
     if concept is None: return None
-    return dict(name=concept.name, pieces=concept.pieces, words=list(concept.words))
+    return dict(name=concept.name, pieces=concept.pieces, words=list(concept.words),
+                names=concept.names)
 
 # %% ../nbs/05_editing.ipynb #662425ef
 def _concept(about: dict | None) -> Concept | None:
     "The concept that `_described` wrote"
-    return about and Concept(about['name'], about['pieces'], about['words'], pd.DataFrame())
+    return about and Concept(**about, report=pd.DataFrame())
 
 # %% ../nbs/05_editing.ipynb #cffe2dde
 @patch
@@ -335,7 +335,9 @@ def save(self: HeadEdit,
     config = self._adapter_config(model)
     about = self._about(model)  # before anything is written
     folder.mkdir(parents=True, exist_ok=True)
-    config.save_pretrained(str(folder))
+    with TemporaryDirectory(dir=folder) as part:
+        config.save_pretrained(part)
+        os.replace(Path(part) / 'adapter_config.json', folder / 'adapter_config.json')
     with whole_file(folder / 'adapter_model.safetensors') as part:
         save_file(self._adapter(model), part, metadata=dict(format='pt'))
     with whole_file(folder / 'head_edit.json') as part:
@@ -352,6 +354,8 @@ def _read_about(folder: Path) -> dict:
     if about.get('format') not in ('headpursuit.HeadEdit/1', 'headpursuit.HeadEdit/2'):
         raise ValueError(f'{file} has the format {about.get("format")!r}, '
                          'which this version cannot read: update headpursuit')
+    if missing := {'heads', 'alpha', 'provenance', 'model_id'} - about.keys():
+        raise ValueError(f'{file} does not say {min(missing)!r}: it is damaged')
     return about
 
 # %% ../nbs/05_editing.ipynb #04e5be25

@@ -29,7 +29,7 @@ from headpursuit.metrics import (
 from headpursuit.ranking import (
     Finder, HeadRanking, random_heads, rank_by_logit_lens, rank_heads,
 )
-from .store import cached_table
+from .store import at_least_one, cached_table, check_seed
 
 # %% ../nbs/09_experiments.ipynb #9b82f383
 FINDERS: dict[str, Finder] = {'SOMP': rank_heads, 'logit lens': rank_by_logit_lens}
@@ -104,6 +104,9 @@ def selections(model: HeadModel,  # with its tokenizer
                ) -> pd.DataFrame:  # columns target, selection, draw, k, alpha, heads
     "The edits that an experiment compares, one row each"
     _check_finders(finders)
+    if n_draws: at_least_one(n_draws=n_draws)  # 0: no control
+    check_seed(seed)
+    for alpha in alphas: HeadEdit('L0.H0', alpha)  # refuses what is no factor
     rows = []
     for target, concept in concepts.items():
         own = _of_target(stats, target)
@@ -216,6 +219,7 @@ def heads_needed(model: HeadModel,  # with its tokenizer
                  **how,  # as for `answer`
                  ) -> int:
     "The fewest top heads whose edit brings accuracy under `below` of the unedited model's"
+    at_least_one(most=most)
     base = answer(model, questions, **how).correct.mean()
     if base == 0:
         raise ValueError(f'the model answers none of the {len(questions)} questions about '

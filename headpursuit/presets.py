@@ -16,6 +16,7 @@ import torch
 
 from .fetch import small_path
 from .heads import HeadModel
+from .store import at_least_one
 
 # %% ../nbs/10_presets.ipynb #438ddbd4
 def pocket_path(name: str = 'language',  # or 'vision'
@@ -106,6 +107,9 @@ class Settings:
     stop: str = '.\n'  # an answer or a text ends at the first of these characters
     batch_size: int | None = None  # prompts at once; None: each function's own default
     samples: bool = False  # keep samples, for the paper's magnitude rule
+
+    def __post_init__(self):
+        at_least_one(n_train=self.n_train, n_test=self.n_test, max_new_tokens=self.max_new_tokens)
 
     @property
     def batches(self) -> dict[str, int]:
