@@ -496,6 +496,17 @@ def rows(self: HeadModel,
         D = (D.double() @ _weight(self.project_out).to(D.device).double()).float()
     return self._fold(D) if fold_norm else D
 
+# %% ../nbs/02_heads.ipynb #c7b3e915
+@patch
+def mean_row(self: HeadModel,
+             *, fold_norm: bool = False,  # multiply the final norm's gain into the rows
+             chunk: int = 8192,  # rows at once
+             ) -> Tensor:  # (d,) float64
+    "The mean of all rows of the unembedding"
+    v = len(self.unembedding.weight)
+    parts = (self.rows(slice(i, i + chunk), fold_norm=fold_norm) for i in range(0, v, chunk))
+    return sum(part.double().sum(0) for part in parts) / v
+
 # %% ../nbs/02_heads.ipynb #b5f99394
 @patch
 def dictionary(self: HeadModel,

@@ -173,8 +173,8 @@ def _reading_questions(n_train: int,
                     _neutral(seed), questions('validation', n_test))
 
 # %% ../nbs/16_material.ipynb #df290a01
-SMALL_RELATIONS = ('country of city', 'language', 'continent', 'demonym', 'kind of animal',
-                   'category', 'past tense', 'plural')
+SMALL_RELATIONS = ('country of city', 'language of person', 'continent', 'kind of animal',
+                   'past tense')
 
 # %% ../nbs/16_material.ipynb #1c8ba211
 def _fact_questions(n_train: int,
