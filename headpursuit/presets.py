@@ -131,7 +131,8 @@ SETTINGS: dict[str, dict[str, Settings]] = dict(  # by experiment and preset
         pocket=Settings(), small=Settings(batch_size=32), paper=_PAPER),
     question_answering=dict(
         pocket=Settings(ks=(1, 2, 3, 4, 8)),
-        small=Settings(ks=(1, 8), n_test=80, max_new_tokens=7, stop='.\n,', batch_size=32),
+        small=Settings(ks=(1, 8), n_train=100, n_test=80, max_new_tokens=7, stop='.\n,',
+                       batch_size=32),
         paper=replace(_PAPER, n_test=2000, max_new_tokens=16)),
     toxicity=dict(
         pocket=Settings(ks=(1, 2, 3, 4), n_test=200, max_new_tokens=48, stop=''),
