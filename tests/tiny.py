@@ -248,8 +248,9 @@ def vision_model(family: str):
 
 def _turns(user, answer, first='', last=''):
     "A template from what the turns of user and model look like"
-    return (f"{first}{{% for m in messages %}}{{% if m['role'] == 'user' %}}{user}{{% else %}}"
-            f"{answer}{{% endif %}}{{% endfor %}}{{% if add_generation_prompt %}}{last}{{% endif %}}")
+    turn = f"{{% if m['role'] == 'user' %}}{user}{{% else %}}{answer}{{% endif %}}"
+    return (f"{first}{{% for m in messages %}}{turn}{{% endfor %}}"
+            f"{{% if add_generation_prompt %}}{last}{{% endif %}}")
 
 
 def _parts(image, text="{{ c['text'] }}"):
