@@ -204,6 +204,7 @@ def rank_heads(
     _check_fit(model, stats)
     if n_atoms < 1:
         raise ValueError(f'n_atoms must be at least 1, got {n_atoms}')
+    if concept.shortage: warnings.warn(concept.shortage, stacklevel=2)
     D = _atoms(model, concept, fold_norm)
     C = _moments(stats, center)
     rule = _resolve_rule(rule, stats, greedy=len(D) > n_atoms)
