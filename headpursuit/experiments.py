@@ -10,7 +10,7 @@ __all__ = ['FINDERS', 'UNEDITED', 'CONDITION', 'Measure', 'EFFECT', 'Condition',
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 
 import numpy as np
 import pandas as pd
@@ -127,6 +127,7 @@ class Answers:
     max_new_tokens: int = 4  # of an answer
     stop: str = '.\n'  # an answer ends at the first of these characters
     batch_size: int = 64  # prompts at once
+    kept: dict = field(default_factory=dict, repr=False, compare=False)  # prepared pictures
 
 # %% ../nbs/09_experiments.ipynb #996d40eb
 @patch
@@ -142,7 +143,7 @@ def __call__(self: Answers,
     if condition.selection == 'random':
         asked = asked[asked['concept'] == condition.target]
     how = dict(max_new_tokens=self.max_new_tokens, stop=self.stop, batch_size=self.batch_size)
-    said = answer(model, asked, score=self.score, **how)
+    said = answer(model, asked, score=self.score, kept=self.kept, **how)
     return said[['concept', 'prediction', 'correct']].rename_axis('sample').reset_index()
 
 # %% ../nbs/09_experiments.ipynb #167f20ba
@@ -153,6 +154,7 @@ class Texts:
     max_new_tokens: int = 24  # of a text
     stop: str = ''  # a text ends at the first of these characters
     batch_size: int = 64  # prompts at once
+    kept: dict = field(default_factory=dict, repr=False, compare=False)  # prepared pictures
 
     def __call__(self,
                  model: HeadModel,  # with its tokenizer
@@ -160,7 +162,7 @@ class Texts:
                  ) -> pd.DataFrame:  # columns sample, text
         "The model's texts, one row per prompt"
         how = dict(max_new_tokens=self.max_new_tokens, stop=self.stop, batch_size=self.batch_size)
-        texts = generate(model, self.prompts, **how)
+        texts = generate(model, self.prompts, kept=self.kept, **how)
         return pd.DataFrame(dict(sample=range(len(texts)), text=texts))
 
 # %% ../nbs/09_experiments.ipynb #cd374afa
@@ -168,7 +170,7 @@ def _contents(measure: Measure):
     "What a measure depends on, in a form whose hash does not change from one process to the next"
     if not is_dataclass(measure): return measure
     fields = {k: v.to_dict('list') if isinstance(v, pd.DataFrame) else v
-              for k, v in vars(measure).items()}
+              for k, v in vars(measure).items() if k != 'kept'}
     return type(measure).__name__, fields
 
 # %% ../nbs/09_experiments.ipynb #96df5cab

@@ -141,3 +141,22 @@ def test_content_behind_a_picture(name, family):
     assert text.strip() == QUESTION
     stats = capture(model, prompts * 2, positions='content', progress=False)
     assert stats.count == 2 and stats.positions == 'content'
+
+
+def test_pictures_are_prepared_once():
+    lm, _, processor = tiny.vision_model('llava_next')
+    calls = []
+
+    class Counting:
+        tokenizer, image_token = processor.tokenizer, processor.image_token
+        def __call__(self, text, **options):
+            calls.append(len(text))
+            return processor(text=text, **options)
+
+    model = HeadModel(lm, Counting())
+    prompts = model.as_sent([dict(text=f'Number {i}:', image=tiny.image(i)) for i in range(3)])
+    kept = {}
+    first = generate(model, prompts, batch_size=2, kept=kept)
+    assert calls == [2, 1]
+    assert generate(model, prompts, batch_size=2, kept=kept) == first and calls == [2, 1]
+    assert generate(model, prompts, batch_size=2) == first and calls == [2, 1] * 2
