@@ -26,6 +26,7 @@ from headpursuit.experiments import CONDITION, selections
 from headpursuit.generation import off_target
 from headpursuit.heads import HeadModel
 from headpursuit.material import captioning, image_classification, question_answering, toxicity
+from headpursuit.plan import plan
 from headpursuit.presets import SETTINGS, load_model
 from headpursuit.ranking import rank_heads
 
@@ -211,6 +212,24 @@ def run(experiment, out=None, /, **parameters):
     return table
 
 
+@pytest.fixture
+def written(monkeypatch):
+    "How many texts are written: a list of the rows of each batch"
+    rows = []
+    write = tf.GenerationMixin.generate
+    def counting(self, *args, **kwargs):
+        rows.append(len(kwargs['input_ids']))
+        return write(self, *args, **kwargs)
+    monkeypatch.setattr(tf.GenerationMixin, 'generate', counting)
+    return rows
+
+
+def check_plan(written, name, **size):
+    "The plan's number of texts, of which a run saves those of edits that two finders share"
+    planned = plan(name, **size).generations
+    assert planned / 2 <= sum(written) <= planned, (sum(written), planned)
+
+
 QA = ('Answer the following question in 1-3 words only. Do not provide any additional explanation '
       'for your answer. Question: {} Answer:')
 MARKS = {  # of one turn of a user with a picture, as the real checkpoints write it
@@ -296,7 +315,7 @@ def test_question_answering(mistral, data, tmp_path):
 
 
 @pytest.mark.parametrize('name', ['rtp', 'tet'])
-def test_toxicity(name, mistral, data, classifier, tmp_path):
+def test_toxicity(name, mistral, data, classifier, tmp_path, written):
     words = WORDS['insults'][:4] + ['secret', 'number']
     table = run('toxicity', tmp_path, name=name, model_id=str(mistral),
                 classifier_id=str(classifier), folder=str(data), toxic_words=words, ks=[1, 2],
@@ -305,6 +324,8 @@ def test_toxicity(name, mistral, data, classifier, tmp_path):
     assert list(table) == [*CONDITION, 'sample', 'text', *counted]
     assert set(table.selection) == {'none', 'SOMP', 'logit lens', 'random'}
     assert set(table.toxic) <= {0., 1.}
+    check_plan(written, 'toxicity', model_id=str(mistral), data=name, ks=(1, 2), n_train=6,
+               n_test=4, n_draws=2)
 
 
 @pytest.mark.slow
@@ -316,11 +337,12 @@ def test_image_classification(seeing, data, tmp_path):
 
 
 @pytest.mark.slow
-def test_captioning(seeing, data, tmp_path):
+def test_captioning(seeing, data, tmp_path, written):
     table = run('captioning', tmp_path, model_id=str(seeing), folder=str(data), ks=[1],
                 n_train=3, n_test=3, n_draws=1)
     assert list(table) == [*CONDITION, 'sample', 'text']
     assert set(table.target) - {''} == {'colours', 'sentiments', 'quantities'}
+    check_plan(written, 'captioning', model_id=str(seeing), ks=(1,), n_train=3, n_test=3, n_draws=1)
 
 
 @pytest.mark.slow
