@@ -72,7 +72,7 @@ PROMPT_TOKENS = dict(triviaqa=65, rtp=45, tet=40, flickr30k=35, mnist=75, svhn=7
 @dataclass(frozen=True)
 class Work:
     "Something that is done to prompts"
-    what: str
+    what: str  # as the plan calls it
     prompts: int  # how often a prompt is read
     read: int  # tokens of each
     written: int = 0  # tokens after each, on average
@@ -196,7 +196,7 @@ def gated_pages(model: str,  # a checkpoint or a folder
 @dataclass(frozen=True)
 class Plan:
     "What a run will do and what it will take"
-    title: str
+    title: str  # the experiment and the model
     work: pd.DataFrame  # what, prompts, read, written (tokens in all), passes, hours
     disk: dict[str, float]  # gigabytes of model and data
     memory: float  # gigabytes on the GPU
