@@ -62,7 +62,8 @@ def shape_of(name: str,  # a checkpoint or a folder
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as e:
-        raise ValueError(f'model {name!r} has no configuration to plan with: {e}') from e
+        raise ValueError(f'model {name!r} cannot be planned with, as there is no configuration: '
+                         f'{e}\nPass model_id=FOLDER, a folder with the checkpoint') from e
     return counted_shape(config)
 
 # %% ../nbs/21_plan.ipynb #cbd681e3
@@ -246,7 +247,7 @@ def plan(name: str,  # a key of `WORK`
          model_id: str | None = None,  # another checkpoint, or a folder
          data: str = 'rtp',  # or 'tet', for toxicity
          n_draws: int = 10,  # sets of random heads
-         **given,  # fields of `Settings`: ks, n_train, n_test, batch_size
+         **given,  # fields of `Settings`: ks, n_train, n_test, batch_size; None: the preset's
          ) -> Plan:
     "What an experiment with the paper's models and data will do and take"
     if preset != 'paper':

@@ -141,6 +141,13 @@ def test_content_behind_a_picture(name, family):
     assert text.strip() == QUESTION
     stats = capture(model, prompts * 2, positions='content', progress=False)
     assert stats.count == 2 and stats.positions == 'content'
+    longer = model.as_sent([dict(text=f'Now, then. {TEXT}', content=(11, 11 + len(TEXT)),
+                                 image=tiny.image(1))])
+    for side in ('left', 'right'):
+        batch = model.encode(prompts + longer, padding_side=side)
+        masks = model.content_mask(prompts + longer, batch)
+        said = [model.tokenizer.decode(x[m]) for x, m in zip(batch['input_ids'], masks)]
+        assert [s.strip() for s in said] == [QUESTION, TEXT]
 
 
 def test_pictures_are_prepared_once():
