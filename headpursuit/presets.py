@@ -54,7 +54,8 @@ def _not_loaded(name: str,  # of the model
     return ValueError(
         f'model {name!r} cannot be loaded: {error}\n'
         f'Download it where there is a network (hf download {name} --local-dir FOLDER) '
-        f'and pass {parameter}=FOLDER. Gated models need a login.')
+        f'and pass {parameter}=FOLDER. If it is gated, ask for it on '
+        f'https://huggingface.co/{name} and log in with hf auth login.')
 
 # %% ../nbs/10_presets.ipynb #c7480a8c
 def load_model(preset: str,  # 'pocket', 'small' or 'paper'
