@@ -443,12 +443,17 @@ def captioning(preset: str,  # 'pocket' or 'paper'
 
 # %% ../nbs/16_material.ipynb #80db1419
 def published(experiment: str,  # 'atlas', 'toxicity', 'classification' or 'captioning'
-              ) -> pd.DataFrame:  # dataset, selection, k, value and what else the table has
-    "The paper's Tables 1, 2, 9 and 13 (main model)"
+              *,
+              measure: str | None = None,  # default: the first that the paper gives
+              model: str | None = None,  # default: the paper's main model; 'all' for every one
+              ) -> pd.DataFrame:  # model, dataset, selection, k, value and what else is known
+    "The paper's Tables 1, 2 and 7 to 13; `low` and `high` are quartiles of random draws"
     file = files('headpursuit') / 'data' / 'published.csv'
     with file.open(encoding='utf-8') as f: table = pd.read_csv(f)
-    known = table.experiment.unique()
-    if experiment not in known:
-        raise ValueError(f"nothing published on {experiment!r}: use one of {', '.join(known)}")
-    own = table[table.experiment == experiment].drop(columns='experiment')
-    return own.dropna(axis=1, how='all').reset_index(drop=True)
+    for column, wanted in dict(experiment=experiment, measure=measure, model=model).items():
+        known = table[column].unique()
+        if wanted == 'all': continue
+        if wanted is not None and wanted not in known:
+            raise ValueError(f"nothing published on {wanted!r}: use one of {', '.join(known)}")
+        table = table[table[column] == (wanted or known[0])]
+    return table.drop(columns='experiment').dropna(axis=1, how='all').reset_index(drop=True)
