@@ -203,8 +203,15 @@ def _image_tokens(model: HeadModel, batch: Mapping[str, Tensor]) -> Tensor:  # (
                          'this one has no image token in its config')
     return attended(batch) & (batch['input_ids'] == model.image_token_id)
 
+# %% ../nbs/03_capture.ipynb #ff2c2d3b
+def _content_tokens(model: HeadModel, batch: Mapping[str, Tensor]) -> Tensor:  # (batch, seq) bool
+    "The text tokens of each prompt's content"
+    text = _text_tokens(model, batch)
+    return text & batch['content_mask'].bool() if 'content_mask' in batch else text
+
 # %% ../nbs/03_capture.ipynb #c33cf6cf
-POSITIONS = dict(prompt=_text_tokens, image=_image_tokens, last=_last_token, all=_text_tokens)
+POSITIONS = dict(prompt=_text_tokens, content=_content_tokens, image=_image_tokens,
+                 last=_last_token, all=_text_tokens)
 
 def check_rule(positions: str | Callable,  # a name from the table or a function
                ) -> None:
@@ -248,7 +255,8 @@ def position_mask(model: HeadModel,  # knows which tokens are special and which 
 def default_rule(batch: Mapping[str, Tensor],  # tokenised
                  ) -> str:
     "The paper's rule for inputs of this kind"
-    return 'image' if 'pixel_values' in batch else 'prompt'
+    if 'pixel_values' in batch: return 'image'
+    return 'content' if 'content_mask' in batch else 'prompt'
 
 # %% ../nbs/03_capture.ipynb #917c62b4
 def _without_models(rule: Callable) -> Callable:
@@ -333,6 +341,7 @@ def text_batches(model: HeadModel,  # with a tokenizer
                  batch_size: int,  # prompts that run together
                  *, padding_side: str,  # 'left' to write after the prompts, else 'right'
                  new_tokens: int = 0,  # that shall be written after each
+                 content: bool = False,  # also which tokens are content, where prompts name any
                  ) -> Iterator[dict[str, Tensor]]:
     "Padded batches on the model's device, each checked before it is run"
     at_least_one(batch_size=batch_size)
@@ -342,14 +351,22 @@ def text_batches(model: HeadModel,  # with a tokenizer
     while chunk := list(islice(checked, batch_size)):
         batch = model.encode(chunk, padding_side=padding_side)
         check_batch(model, batch, new_tokens)
+        if content and any('content' in p for p in chunk if isinstance(p, Mapping)):
+            batch['content_mask'] = model.content_mask(chunk, batch)
         yield batch
 
 # %% ../nbs/03_capture.ipynb #898f805f
-def _batches(model: HeadModel, inputs: Iterable, batch_size: int) -> Iterator[Mapping[str, Tensor]]:
+def _batches(model: HeadModel,
+             inputs: Iterable,
+             batch_size: int,
+             rule: str | Callable | None,  # position rule
+             ) -> Iterator[Mapping[str, Tensor]]:
     "Prompts in batches; batches of tensors as they are"
     first, inputs = _first(inputs)
     if not (isinstance(first, Mapping) and 'input_ids' in first):
-        yield from text_batches(model, inputs, batch_size, padding_side='right')
+        seen = isinstance(first, Mapping) and first.get('image') is not None
+        content = rule == 'content' or rule is None and not seen
+        yield from text_batches(model, inputs, batch_size, padding_side='right', content=content)
         return
     for batch in inputs:
         if getattr(batch['input_ids'], 'ndim', 0) != 2:
@@ -413,7 +430,7 @@ def capture(model: nn.Module | HeadModel,  # in evaluation mode
     kept = []
     stats = 0
     with tqdm(total=total, desc='capture', disable=not progress, unit='prompt') as bar:
-        for batch in _batches(model, inputs, batch_size):
+        for batch in _batches(model, inputs, batch_size, positions):
             rule = default_rule(batch) if positions is None else positions
             z = head_samples(model, batch, rule)
             stats += stats_of(z.to(model.exact_device), name or rule,

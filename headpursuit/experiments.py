@@ -106,6 +106,7 @@ def selections(model: HeadModel,  # with its tokenizer
     _check_finders(finders)
     rows = []
     for target, concept in concepts.items():
+        if concept.shortage: raise ValueError(concept.shortage)
         own = _of_target(stats, target)
         rankings = {name: _ranked(model, own, concept, name, find)
                     for name, find in finders.items()}

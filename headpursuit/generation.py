@@ -102,7 +102,9 @@ def with_answer(sample: str | dict,  # a text, or a dict with `text`, and `answe
                 ) -> str | dict:
     "A sample with its answer as a part of its text"
     if not isinstance(sample, Mapping) or 'answer' not in sample: return sample
-    return dict(sample, text=f'{sample["text"]} {sample["answer"]}')
+    text = sample['text']
+    gap = '' if text[-1:].isspace() else ' '  # a chat template may end in a new line
+    return dict(sample, text=f'{text}{gap}{sample["answer"]}')
 
 # %% ../nbs/08_generation.ipynb #f0d34114
 def _answer_tokens(tokenizer, sample: str | dict) -> int | None:

@@ -206,6 +206,7 @@ def _shares(
     "Every head's explained variance for a concept"
     if n_atoms < 1:
         raise ValueError(f'n_atoms must be at least 1, got {n_atoms}')
+    if concept.shortage: warnings.warn(concept.shortage, stacklevel=2)
     D = _atoms(model, concept, fold_norm)
     C = _moments(stats, center)
     rule = _resolve_rule(rule, stats, greedy=len(D) > n_atoms)
