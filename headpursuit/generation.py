@@ -115,7 +115,7 @@ def with_answer(sample: str | dict,  # a text, or a dict with `text`, and `answe
                 ) -> str | dict:
     "A sample with its answer as a part of its text"
     if not isinstance(sample, Mapping) or 'answer' not in sample: return sample
-    if not isinstance(sample['text'], str): return sample  # refused when it is to be read
+    if not isinstance(sample.get('text'), str): return sample  # refused when it is to be read
     return dict(sample, text=f'{sample["text"]} {sample["answer"]}')
 
 # %% ../nbs/08_generation.ipynb #f0d34114

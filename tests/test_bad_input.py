@@ -104,12 +104,13 @@ KINDS = {  # parameter: bad values, each alone or with words; the name is in the
               ([(0.5, 1)], 'is not a head'), ([(-1, 0)], 'does not exist')],
     'null': [(np.full((3, 2, 4), NAN), 'NaN'), (np.ones((3, 4, 2)), 'shape'),
              (np.ones(3), 'shape')],
+    'counts': [(np.ones(3), 'counts of 3 tokens')],
     'preset': [('huge', 'huge')],
     'split': [('dev', 'dev')],
     'part': [('dev', 'dev')],
     'multi': [('join', 'multi')],
 }
-KINDS['chosen'] = KINDS['heads']
+KINDS |= dict(chosen=KINDS['heads'], background=KINDS['stats'])
 
 
 def one_sample():
@@ -154,7 +155,7 @@ GOOD = {  # function: good arguments, as a function so that nothing is made befo
     'distributed.capture_shards': lambda: dict(
         model=w().model, dataset=w().dataset, folder='never made', progress=False),
     'ranking.check_fit': lambda: ranked(),
-    'ranking.rank_heads': lambda: ranked(concept=w().concept),
+    'ranking.rank_heads': lambda: ranked(concept=w().concept, score='ratio', counts=w().counts),
     'ranking.rank_by_logit_lens': lambda: ranked(concept=w().concept),
     'ranking.random_heads': lambda: dict(model=w().model, chosen=['L0.H1']),
     'ranking.redraw_heads': lambda: dict(model=w().model, heads=['L0.H1']),
@@ -173,6 +174,7 @@ GOOD = {  # function: good arguments, as a function so that nothing is made befo
     'generation.side_effects': lambda: dict(
         model=w().model, texts=PROMPTS, edits=dict(one=w().edit)),
     'cause.answer_log_prob': asked,
+    'cause.likelihood': asked,
     'cause.attribution': asked,
     'cause.flip_each': lambda: asked(heads=['L0.H1']),
     'cause.verify': lambda: asked(ranking=w().ranking, k=2),
@@ -226,6 +228,7 @@ NOT = {  # (function, parameter): why none of the bad values is given to it
         'experiments.score_captions', 'pocket.seeing.judge_captions')},
     **{(f'experiments.{f}', 'words'): 'words by concept; concept_counts looks at them' for f in (
         'count_words', 'score_captions')},
+    ('store.at_least_one', 'counts'): 'numbers by name',
     ('heads.check_prompts', 'prompts'): 'only whether they are a list',
     ('capture.stats_of', 'positions'): 'a name for what was looked at before',
     ('distributed.all_reduce', 'stats'): 'of any model: compared with those of other workers',
@@ -357,8 +360,6 @@ ROWS = [
         w().model, PROMPTS, positions='last', samples=True, progress=False)),
     hand(ValueError, 'samples', lambda t: w().stats + capture(
         w().model, PROMPTS, progress=False)),
-    hand(ValueError, 'counts of 3 tokens', lambda t: call(
-        'ranking.random_concepts', counts=w().counts[:3])),
     hand(ValueError, 'magnitude rule needs the samples', lambda t: rank_heads(
         w().model, capture(w().model, PROMPTS, progress=False), w().concept,
         n_atoms=1, rule='magnitude')),
