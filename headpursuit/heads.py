@@ -556,7 +556,8 @@ def _some(p: Tensor) -> Tensor:  # on the CPU
 @patch
 def _numbers(self: HeadModel) -> Tensor:
     "Some numbers of every weight that is used; those of offloaded ones are fetched once"
-    rest = _resting(self.model)
+    adapted = hasattr(self.model, 'peft_config')
+    rest = _resting(self.model) if adapted else set()
     parts = []
     for module in self.model.modules():
         for name, p in module.named_parameters(recurse=False):
@@ -564,7 +565,7 @@ def _numbers(self: HeadModel) -> Tensor:
             if p.is_meta and p not in self._fetched:
                 with align_module_device(module): self._fetched[p] = _some(getattr(module, name))
             parts.append(self._fetched[p] if p.is_meta else _some(p))
-        parts += _strengths(module)
+        if adapted: parts += _strengths(module)
     return torch.cat(parts)
 
 # %% ../nbs/02_heads.ipynb #cd0c5c32
