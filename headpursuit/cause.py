@@ -141,11 +141,12 @@ def _recorded(model: HeadModel,  # with its tokenizer
 # %% ../nbs/17_cause.ipynb #42298e05
 def _parts(model: HeadModel,
            subspace: Concept | None,  # None: all that heads write
+           rank: int | None,  # as for `HeadEdit`
            ) -> list[tuple[Tensor, Tensor | None]]:  # by layer: A (n_heads, k, r), Q (d, r)
     "What every head writes, in coordinates of the subspace, and the basis of these"
     if subspace is None:
         return [(model.W_O(layer).mT, None) for layer in range(model.n_layers)]
-    edit = HeadEdit(model.heads, 2., subspace=subspace)  # its change is the part itself
+    edit = HeadEdit(model.heads, 2., subspace=subspace, rank=rank)  # its change is the part itself
     return [(A.unflatten(1, (model.n_heads, model.head_dim)).permute(1, 2, 0), Q)
             for A, Q in edit.low_rank(model).values()]
 
@@ -181,6 +182,7 @@ def attribution(model: HeadModel,  # with its tokenizer
                 questions: pd.DataFrame,  # columns prompt, answer
                 *,
                 subspace: Concept | Sequence[Concept] | None = None,  # of this part; None: all
+                rank: int | None = None,  # leading directions of the subspace, as for `HeadEdit`
                 steps: int = 1,  # gradients to average; 1: at the unedited model alone
                 alpha: float = -1.,  # end of the way for more than one step
                 batch_size: int = 16,  # questions at once
@@ -192,10 +194,10 @@ def attribution(model: HeadModel,  # with its tokenizer
     several = isinstance(subspace, Sequence)
     if several and steps > 1:
         raise ValueError('several steps follow the edit of one subspace: give one concept')
-    parts = [_parts(model, s) for s in (subspace if several else [subspace])]
+    parts = [_parts(model, s, rank) for s in (subspace if several else [subspace])]
     middle = (np.arange(steps) + .5) / steps
-    ats = [None] if steps == 1 else [HeadEdit(model.heads, 1 + (alpha - 1) * x, subspace=subspace)
-                                     for x in middle]
+    ats = [None] if steps == 1 else [HeadEdit(
+        model.heads, 1 + (alpha - 1) * x, subspace=subspace, rank=rank) for x in middle]
     found = []
     batches = tqdm(_answered(model, questions, batch_size), desc='attribution',
                    total=-(-len(questions) // batch_size), disable=not progress)

@@ -25,7 +25,7 @@ from .dictionary import Concept, check_concept
 from .heads import Head, HeadModel, as_head_model
 from .pursuit import orthonormal_basis
 from .ranking import HeadRanking
-from .store import read_json, read_tensors, whole_file
+from .store import at_least_one, read_json, read_tensors, whole_file
 
 # %% ../nbs/05_editing.ipynb #f937640e
 @dataclass
@@ -35,6 +35,7 @@ class HeadEdit:
     alpha: float | Sequence[float]  # one factor, or one for each head
     provenance: dict = field(default_factory=dict, repr=False)  # where the heads came from
     subspace: Concept | None = field(default=None, kw_only=True)  # change only its part of them
+    rank: int | None = field(default=None, kw_only=True)  # leading directions of it; None: all
 
     def __post_init__(self):
         if isinstance(self.heads, (str, Head)): self.heads = [self.heads]
@@ -44,6 +45,15 @@ class HeadEdit:
             raise ValueError('an edit names a head twice: give each head once')
         self.alphas  # refuses what are no factors
         if self.subspace is not None: check_concept(self.subspace)
+        if self.rank is not None: self._check_rank()
+
+# %% ../nbs/05_editing.ipynb #e41d7a03
+@patch
+def _check_rank(self: HeadEdit) -> None:
+    "An error for a number of directions that cannot be taken"
+    if self.subspace is None:
+        raise ValueError('rank says how much of a subspace is edited: give subspace too')
+    at_least_one(rank=self.rank)
 
 # %% ../nbs/05_editing.ipynb #05a7b06f
 def _factors(alpha: float | Sequence[float]) -> Tensor:  # () or (n,) float64
@@ -103,14 +113,25 @@ def scales(self: HeadEdit,
         v[h.head] = a
     return {layer: out[layer].flatten() for layer in sorted(out)}
 
+# %% ../nbs/05_editing.ipynb #f0c41e7b
+def _leading(atoms: Tensor,  # (n, d) float64
+             rank: int,
+             ) -> Tensor:  # (d, rank) orthonormal columns
+    "The directions in which the atoms have most of their energy; their sign is a convention"
+    Q = torch.linalg.svd(atoms, full_matrices=False).Vh[:rank].T
+    largest = Q.gather(0, Q.abs().argmax(0, keepdim=True))
+    return Q * largest.sign()
+
 # %% ../nbs/05_editing.ipynb #2ebac135
 @patch
 def directions(self: HeadEdit,
                model: HeadModel,  # whose unembedding gives the atoms
                ) -> Tensor:  # (d, r) orthonormal columns
-    "A basis of the span of the subspace's atoms"
-    atoms = model.atoms(self.subspace, fold_norm=model.final_norm is not None).atoms
-    return orthonormal_basis(atoms.double()).float()
+    "A basis of the subspace: the span of the concept's atoms, or its leading directions"
+    fold_norm = model.final_norm is not None
+    atoms = model.atoms(self.subspace, fold_norm=fold_norm).atoms.double()
+    if self.rank is None: return orthonormal_basis(atoms).float()
+    return _leading(atoms - model.mean_row(fold_norm=fold_norm), self.rank).float()
 
 # %% ../nbs/05_editing.ipynb #84a73ca2
 @patch
@@ -290,6 +311,7 @@ def _about(self: HeadEdit, model: HeadModel) -> str:
         model_id=model.model.name_or_path,
         unembedding=_unembedding(model),
         subspace=_described(self.subspace),
+        rank=self.rank,
         provenance=self.provenance), indent=2)
 
 # %% ../nbs/05_editing.ipynb #ad3e202d
@@ -384,7 +406,7 @@ def load(cls: HeadEdit,
     folder = Path(folder)
     about = _read_about(folder)
     edit = cls(about['heads'], about['alpha'], about['provenance'],
-               subspace=_concept(about.get('subspace')))
+               subspace=_concept(about.get('subspace')), rank=about.get('rank'))
     if model is None: return edit
     model = as_head_model(model)
     _check_model(about, model)

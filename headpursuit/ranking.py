@@ -86,6 +86,18 @@ def top(
     best = self.table[:k]
     return [Head(*address) for address in zip(best['layer'], best['head'])]
 
+# %% ../nbs/04_ranking.ipynb #90aa4e5c
+@patch
+def outside(
+    self: HeadRanking,
+    layers: Iterable[int],  # numbers of layers
+) -> HeadRanking:
+    "The ranking without the heads of some layers"
+    left = self.table[~self.table['layer'].isin([*layers])].reset_index(drop=True)
+    if left.empty:
+        raise ValueError(f'no heads are left outside the layers {[*layers]}')
+    return replace(self, table=left)
+
 # %% ../nbs/04_ranking.ipynb #9a449a2b
 @patch
 def grid(self: HeadRanking) -> np.ndarray:
@@ -211,6 +223,8 @@ def _shares(
 ) -> HeadRanking:
     "Every head's explained variance for a concept"
     at_least_one(n_atoms=n_atoms)
+    check_concept(concept)
+    if concept.shortage: warnings.warn(concept.shortage, stacklevel=2)
     D = _atoms(model, concept, fold_norm)
     C = _moments(stats, center)
     rule = _resolve_rule(rule, stats, greedy=len(D) > n_atoms)
@@ -570,13 +584,10 @@ def over_null(
 def _logit_atoms(
     model: HeadModel,
     ids: Sequence[int],  # tokens
-    chunk: int = 8192,  # rows of the unembedding at once
 ) -> Tensor:  # (n_ids, d) float64
     "Directions that move the logits of some tokens against the mean of all"
-    v = len(model.unembedding.weight)
-    starts = range(0, v, chunk)
-    total = sum(model.rows(slice(i, i + chunk), fold_norm=True).double().sum(0) for i in starts)
-    return _finite(model.rows(list(ids), fold_norm=True), 'the atoms').double() - total / v
+    rows = _finite(model.rows(list(ids), fold_norm=True), 'the atoms').double()
+    return rows - model.mean_row(fold_norm=True)
 
 # %% ../nbs/04_ranking.ipynb #c9f3e68b
 def _logit_energy(

@@ -451,6 +451,8 @@ ROWS = [
     hand(ValueError, 'no questions about', lambda t: nothing_asked()),
     hand(TypeError, "finder 'mine' returned a list", lambda t: call(
         'experiments.selections', finders=dict(mine=lambda *args: []))),
+    hand(TypeError, 'a Concept is needed', lambda t: call(
+        'experiments.selections', concepts=dict(colours='colours')), id='selections of a name'),
     hand(ValueError, "cannot be called 'random'", lambda t: call(
         'experiments.selections', finders=dict(random=rank_heads))),
     hand(ValueError, 'k must be', lambda t: call('experiments.selections', ks=[0])),
