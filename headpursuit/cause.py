@@ -190,8 +190,9 @@ def attribution(model: HeadModel,  # with its tokenizer
                 ) -> np.ndarray:  # (n_questions, layers, heads); for several concepts in axis 1
     "How the log-probability of every answer changes with a factor on every head (nats per unit)"
     at_least_one(steps=steps, batch_size=batch_size)
-    HeadEdit(model.heads[:1], alpha)  # refuses what is no factor
     several = isinstance(subspace, Sequence)
+    part = {} if several else dict(subspace=subspace, rank=rank)
+    HeadEdit(model.heads[:1], alpha, **part)  # refuses what is no edit
     if several and steps > 1:
         raise ValueError('several steps follow the edit of one subspace: give one concept')
     parts = [_parts(model, s, rank) for s in (subspace if several else [subspace])]

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from .capture import HeadStats
 from .cause import attribution, likelihood
-from .dictionary import Concept
+from .dictionary import Concept, check_concept
 from .editing import HeadEdit
 from .generation import off_target
 from .heads import HeadModel
@@ -50,6 +50,7 @@ def contrast_attribution(model: HeadModel,  # with its tokenizer
                          batch_size: int = 16,  # questions at once
                          ) -> HeadRanking:
     "Heads by what the target's answers owe them and those of other concepts do not"
+    check_concept(concept)
     part = dict(subspace=concept, rank=rank) if subspace else {}
     a = attribution(model, questions, batch_size=batch_size, **part)
     about = questions['concept'].to_numpy()
@@ -229,6 +230,8 @@ def fit_edit(model: HeadModel,  # with its tokenizer
     "The edit that reaches the target with the fewest side effects; its provenance says how"
     enhance = budget.target > 1
     alphas = alphas or ((2., 3., 4., 6.) if enhance else (-1., -2., -3., -5.))
+    check_concept(concept)
+    for alpha in alphas: HeadEdit('L0.H0', alpha)  # refuses what is no factor
     yard = _Yardstick(model, concept, validation, neutral, enhance, batch_size)
     yard.check()
     tried = proposals(model, train, concept, batch_size=batch_size, **options)

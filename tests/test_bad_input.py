@@ -36,7 +36,7 @@ from headpursuit.ranking import token_counts
 from headpursuit.store import cached_table, read_tensors, split_of
 
 MODULES = ('store', 'pursuit', 'dictionary', 'metrics', 'heads', 'capture', 'distributed',
-           'ranking', 'editing', 'generation', 'cause', 'experiments', 'pocket.reading',
+           'ranking', 'editing', 'generation', 'cause', 'experiments', 'fit', 'pocket.reading',
            'pocket.seeing', 'facts', 'fetch', 'presets', 'material', 'explorer', 'live', 'cli')
 PROMPTS = CORPUS[:6]
 WRONG = (ValueError, TypeError, IndexError)
@@ -175,9 +175,14 @@ GOOD = {  # function: good arguments, as a function so that nothing is made befo
         model=w().model, texts=PROMPTS, edits=dict(one=w().edit)),
     'cause.answer_log_prob': asked,
     'cause.likelihood': asked,
-    'cause.attribution': asked,
+    'cause.attribution': lambda: asked(subspace=w().concept),
     'cause.flip_each': lambda: asked(heads=['L0.H1']),
     'cause.verify': lambda: asked(ranking=w().ranking, k=2),
+    'fit.contrast_attribution': lambda: asked(concept=w().concept),
+    'fit.proposals': lambda: asked(concept=w().concept, stats=w().stats),
+    'fit.fit_edit': lambda: dict(
+        model=w().model, concept=w().concept, train=w().questions, validation=w().questions,
+        neutral=PROMPTS, progress=False),
     'experiments.selections': lambda: ranked(concepts=dict(colours=w().concept)),
     'experiments.heads_needed': lambda: asked(
         ranking=w().ranking, score=lambda said, true: 1., max_new_tokens=1),
@@ -208,6 +213,8 @@ GOOD = {  # function: good arguments, as a function so that nothing is made befo
     'pocket.seeing.classification_set': lambda: dict(name='digits', split='test', n=1),
     'cli.demo': dict,
     'cli.bench': dict,
+    'material.keywords': lambda: dict(texts=['red']),
+    'cli.reproduce_models': lambda: dict(name='atlas', models='all'),
     'cli.reproduce': lambda: dict(name='atlas'),
 }
 PAPER = 'the data of the paper have to be there: tests/test_paper_path.py'
@@ -228,6 +235,11 @@ NOT = {  # (function, parameter): why none of the bad values is given to it
         'experiments.score_captions', 'pocket.seeing.judge_captions')},
     **{(f'experiments.{f}', 'words'): 'words by concept; concept_counts looks at them' for f in (
         'count_words', 'score_captions')},
+    ('material.with_names', 'prompts'): 'made by labelled_pictures',
+    ('material.keyword_prompts', 'prompts'): 'made by labelled_pictures',
+    ('material.keyword_prompts', 'preset'): 'looked at by labelled_pictures before',
+    ('material.keywords', 'texts'): 'what a model wrote, which may be nothing',
+    ('fit.contrast_attribution', 'subspace'): 'whether it is a part',
     ('store.at_least_one', 'counts'): 'numbers by name',
     ('heads.check_prompts', 'prompts'): 'only whether they are a list',
     ('capture.stats_of', 'positions'): 'a name for what was looked at before',
@@ -263,6 +275,7 @@ def takes():
 def generated():
     "One row for each function, parameter and bad value; selections can do without draws"
     for name, parameter in takes():
+        if name not in GOOD: continue  # and the test below says so
         for case in KINDS[parameter]:
             if (name, parameter, case) == ('experiments.selections', 'n_draws', 0): continue
             bad, words = case if isinstance(case, tuple) else (case, rf'\b{parameter}')
