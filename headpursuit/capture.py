@@ -170,6 +170,8 @@ def load(cls: HeadStats,
         raise ValueError(
             f'{path} has format {version} of head statistics, which this version cannot read: '
             'update headpursuit')
+    if lost := {'count', 'positions', 'mean', 'scatter'} - {*meta, *tensors}:
+        raise ValueError(f'{path} lacks {min(lost)!r}: it is damaged')
     fields = {name: meta[name] for name in (*PROVENANCE, 'prompt_hash') if name in meta}
     if version != '3': fields['weights'] = ''
     return cls(int(meta['count']), **tensors, **fields)
@@ -298,8 +300,9 @@ def _first(inputs: Iterable) -> tuple[object, Iterable]:  # the first of them, a
     "A look at the first input, which a stream does not lose by it"
     check_prompts(inputs)
     again = inputs if isinstance(inputs, Sequence) else iter(inputs)
-    first = next(iter(again), None)
-    if first is None:
+    nothing = object()
+    first = next(iter(again), nothing)
+    if first is nothing:
         raise ValueError('no prompts: there is nothing to run')
     return first, again if isinstance(inputs, Sequence) else chain([first], again)
 
@@ -323,11 +326,11 @@ def check_batch(model: HeadModel,  # that shall read it
         raise ValueError(
             f'a prompt of {length} tokens, and {new_tokens} to write, is too long: '
             f'the model has {max_positions(model)} positions')
-    of_image = ids == (-1 if model.image_token_id is None else model.image_token_id)
-    if of_image.any() and 'pixel_values' not in batch:
+    marks = torch.isin(ids, ids.new_tensor(model.mark_ids))
+    if marks.any() and not any('pixel' in name for name in batch):
         raise ValueError('a prompt has the mark of a picture and there is no picture: '
                          'give dict(text=..., image=...), or leave the mark out')
-    words = ids[~of_image]
+    words = ids if model.image_token_id is None else ids[ids != model.image_token_id]
     rows = len(model.model.get_input_embeddings().weight)
     if len(words) and not 0 <= int(words.min()) <= int(words.max()) < rows:
         raise ValueError(

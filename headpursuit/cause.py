@@ -182,7 +182,7 @@ def attribution(model: HeadModel,  # with its tokenizer
                 questions: pd.DataFrame,  # columns prompt, answer
                 *,
                 subspace: Concept | Sequence[Concept] | None = None,  # of this part; None: all
-                rank: int | None | Sequence[int | None] = None,  # as for `HeadEdit`; several: axis 1
+                rank: int | None | Sequence[int | None] = None,  # as for `HeadEdit`; or several
                 steps: int = 1,  # gradients to average; 1: at the unedited model alone
                 alpha: float = -1.,  # end of the way for more than one step
                 batch_size: int = 16,  # questions at once
@@ -190,10 +190,11 @@ def attribution(model: HeadModel,  # with its tokenizer
                 ) -> np.ndarray:  # (n_questions, layers, heads); several parts: in axis 1
     "How the log-probability of every answer changes with a factor on every head (nats per unit)"
     at_least_one(steps=steps, batch_size=batch_size)
-    HeadEdit(model.heads[:1], alpha)  # refuses what is no factor
     subspaces = subspace if isinstance(subspace, Sequence) else [subspace]
     ranks = rank if isinstance(rank, Sequence) else [rank]
     several = isinstance(subspace, Sequence) or isinstance(rank, Sequence)
+    part = {} if several else dict(subspace=subspace, rank=rank)
+    HeadEdit(model.heads[:1], alpha, **part)  # refuses what is no edit
     if several and steps > 1:
         raise ValueError('several steps follow one edit: give one concept and one rank')
     parts = [_parts(model, s, r) for s in subspaces for r in ranks]

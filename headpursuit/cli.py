@@ -22,6 +22,7 @@ import torch
 
 from .capture import HeadStats, capture
 from .dictionary import Concept
+from .editing import HeadEdit
 from headpursuit.experiments import (
     Answers, Finder, before_after, effects, heads_needed, pool_others, run, selections,
 )
@@ -112,8 +113,7 @@ def demo(model: str = 'pocket',  # or 'small'
     "Pursue, edit, measure: the main result on the embedded language model or on SmolLM2"
     at_least_one(k=k, n=n)
     check_seed(seed)
-    if not math.isfinite(alpha):
-        raise ValueError(f'an edit needs a finite factor, got alpha={alpha}')
+    HeadEdit('L0.H0', alpha)  # refuses what is no factor
     preset = model
     size = settings('question_answering', preset)
     out = Path(out)

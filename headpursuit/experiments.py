@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from .capture import HeadStats
 from .cause import likelihood
-from .dictionary import Concept
+from .dictionary import Concept, check_concept
 from .editing import HeadEdit
 from .generation import answer, generate
 from .heads import HeadModel
@@ -110,6 +110,7 @@ def selections(model: HeadModel,  # with its tokenizer
     for alpha in alphas: HeadEdit('L0.H0', alpha)  # refuses what is no factor
     rows = []
     for target, concept in concepts.items():
+        check_concept(concept)
         if concept.shortage: raise ValueError(concept.shortage)
         own = _of_target(stats, target)
         rankings = {name: _ranked(model, own, concept, name, find)

@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from .cause import attribution, likelihood
-from .dictionary import Concept
+from .dictionary import Concept, check_concept
 from .editing import HeadEdit
 from .generation import off_target
 from .heads import HeadModel
@@ -45,6 +45,7 @@ def contrast(a: np.ndarray,  # (n_questions, layers, heads) from `attribution`
              penalty: float = 1.,  # weight of what other concepts' answers owe a head
              ) -> HeadRanking:
     "Heads by what the target's answers owe them and those of other concepts do not"
+    check_concept(concept)
     about = np.asarray(about)
     if not (about == concept.name).any():
         raise ValueError(f'no questions about {concept.name!r} to propose heads with')
@@ -240,6 +241,8 @@ def fit_edit(model: HeadModel,  # with its tokenizer
     "The edit that reaches the target with the fewest heads and side effects; it remembers how"
     enhance = budget.target > 1
     alphas = alphas or ((2., 3., 4., 6.) if enhance else (-1., -2., -3., -5.))
+    check_concept(concept)
+    for alpha in alphas: HeadEdit('L0.H0', alpha)  # refuses what is no factor
     yard = _Yardstick(model, concept, validation, neutral, enhance, batch_size)
     yard.check()
     if progress:

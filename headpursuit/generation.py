@@ -107,6 +107,8 @@ def check_questions(questions: pd.DataFrame,  # as given by a user
                         f'{type(questions).__name__}: pd.DataFrame(...) makes one')
     if missing := {'prompt', 'answer'} - set(questions.columns):
         raise ValueError(f'the questions lack the column {min(missing)!r}')
+    if len(unanswered := np.flatnonzero(questions['answer'].isna())):
+        raise ValueError(f'question {unanswered[0]} has no answer: leave it out')
 
 # %% ../nbs/08_generation.ipynb #2e159d56
 def answer(model: HeadModel,  # with a tokenizer
@@ -131,6 +133,7 @@ def with_answer(sample: str | dict,  # a text, or a dict with `text`, and `answe
                 ) -> str | dict:
     "A sample with its answer as a part of its text"
     if not isinstance(sample, Mapping) or 'answer' not in sample: return sample
+    if not isinstance(sample.get('text'), str): return sample  # refused when it is to be read
     text = sample['text']
     gap = '' if text[-1:].isspace() else ' '  # a chat template may end in a new line
     return dict(sample, text=f'{text}{gap}{sample["answer"]}')

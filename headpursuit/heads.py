@@ -323,12 +323,21 @@ def token_names(self: HeadModel) -> list[str]:
     return self._token_names
 
 # %% ../nbs/02_heads.ipynb #7e651c9b
+def _named(config, *roles: str) -> list[int]:
+    "The tokens that a configuration names, as an id or, in older families, as an index"
+    names = [f'{role}_token_{kind}' for role in roles for kind in ('id', 'index')]
+    ids = [getattr(config, name, None) for name in names]
+    return [i for i in ids if i is not None]
+
 @patch(as_prop=True)
 def image_token_id(self: HeadModel) -> int | None:
     "Id of the tokens that carry an image, `None` for a text model"
-    config = self.model.config
-    ids = (getattr(config, name, None) for name in ('image_token_id', 'image_token_index'))
-    return next((i for i in ids if i is not None), None)
+    return next(iter(_named(self.model.config, 'image')), None)
+
+@patch(as_prop=True)
+def mark_ids(self: HeadModel) -> list[int]:
+    "Ids of the tokens with which a text marks the place of a picture"
+    return _named(self.model.config, 'image', 'boi', 'vision_start')
 
 # %% ../nbs/02_heads.ipynb #e8481449
 def _named_specials(config) -> set[int]:
@@ -559,7 +568,8 @@ def _some(p: Tensor) -> Tensor:  # on the CPU
 @patch
 def _numbers(self: HeadModel) -> Tensor:
     "Some numbers of every weight that is used; those of offloaded ones are fetched once"
-    rest = _resting(self.model)
+    adapted = hasattr(self.model, 'peft_config')
+    rest = _resting(self.model) if adapted else set()
     parts = []
     for module in self.model.modules():
         for name, p in module.named_parameters(recurse=False):
@@ -567,7 +577,7 @@ def _numbers(self: HeadModel) -> Tensor:
             if p.is_meta and p not in self._fetched:
                 with align_module_device(module): self._fetched[p] = _some(getattr(module, name))
             parts.append(self._fetched[p] if p.is_meta else _some(p))
-        parts += _strengths(module)
+        if adapted: parts += _strengths(module)
     return torch.cat(parts)
 
 # %% ../nbs/02_heads.ipynb #cd0c5c32
@@ -732,7 +742,13 @@ def encode(self: HeadModel,
                          'among the samples: leave them out, or use a vision-language model')
     options = dict(padding=True, return_tensors='pt') | _bos_option(tok, texts)
     if padding_side: options['padding_side'] = padding_side
-    if any(images): batch = self.processor(text=texts, images=images, **options)
+    if any(images):
+        batch = self.processor(text=texts, images=images, **options)
+        marked = (batch['input_ids'] == self.image_token_id).any(1).tolist()
+        for i, (image, mark) in enumerate(zip(images, marked)):
+            if bool(image) != mark:
+                raise ValueError(f'prompt {i} of a batch has an image but no mark for it, '
+                                 'or a mark but no image')
     else:
         batch = tok(texts, **options)
         batch.pop('token_type_ids', None)

@@ -452,6 +452,7 @@ def keywords(texts: Sequence[str],  # what a model said, one text a picture
              n: int = 5,  # words of a picture
              ) -> list[str]:  # the most frequent first
     "The first words of each text that are not empty"
+    at_least_one(n=n)
     counts = Counter()
     for text in texts:
         words = dict.fromkeys(re.findall(r'[a-z0-9]+', text.lower()))

@@ -268,6 +268,21 @@ def _atoms(D: Tensor,  # (v, d) dictionary
         atoms = _Atoms(atoms.unit(), (lengths > 0).double(), weight)
     return atoms
 
+# %% ../nbs/00_pursuit.ipynb #9df97b5c
+def _exact_step(U: Tensor,  # (v, d) unit atoms
+                signals: _Signals,
+                near: Tensor,  # (h,) heads whose winner nearly depends on what they chose before
+                support: Tensor,  # (h, t) what they chose, and the winner
+                ) -> tuple[Tensor, Tensor]:  # (h, v) the column g, (h, n) R q
+    "A step of `_sweep` without its updates"
+    Q = torch.linalg.qr(U[support[:, :-1]].mT).Q
+    q = U[support[:, -1:]]
+    for _ in range(2): q = q - (q @ Q) @ Q.mT
+    q = q / torch.linalg.vector_norm(q, dim=2, keepdim=True)
+    part = q @ signals.M[near]
+    if signals.Y is not None: part = part @ signals.Y[near].mT
+    return (q @ U.T)[:, 0], part[:, 0]
+
 # %% ../nbs/00_pursuit.ipynb #891acb23
 def _sweep(atoms: _Atoms,
            signals: _Signals,
@@ -285,11 +300,16 @@ def _sweep(atoms: _Atoms,
     for t in range(n_atoms):
         score = torch.linalg.vector_norm(A, ord=signals.power, dim=2).pow_(signals.power)
         p = _best(score.mul_(atoms.weight), left)
-        rho = left[heads, p].clamp_min(1e-10).sqrt()[:, None]
+        rest = left[heads, p]  # of the winner, outside the span
+        rho = rest.clamp_min(1e-10).sqrt()[:, None]
         earlier = G[heads, :t, p]  # g_s[p]
         cosines = U[p] @ U.T if gram is None else gram[p]
         g = (cosines - (earlier[:, None] @ G[:, :t])[:, 0]) / rho
         part = A[heads, p] / rho  # R q
+        near = ((rest < 1e-5) & _outside(rest, A.dtype)).nonzero()[:, 0]
+        if len(near):
+            support = torch.stack([*(s[0] for s in steps), p], 1)
+            g[near], part[near] = _exact_step(U, signals, near, support[near])
         steps.append((p, part.square().sum(1), _outside(left, A.dtype).any(1)))
         A.baddbmm_(g[:, :, None], part[:, None], alpha=-1)
         left.addcmul_(g, g, value=-1)

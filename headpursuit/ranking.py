@@ -223,6 +223,7 @@ def _shares(
 ) -> HeadRanking:
     "Every head's explained variance for a concept"
     at_least_one(n_atoms=n_atoms)
+    check_concept(concept)
     if concept.shortage: warnings.warn(concept.shortage, stacklevel=2)
     D = _atoms(model, concept, fold_norm)
     C = _moments(stats, center)
@@ -534,6 +535,7 @@ def null_scores(
     fold_norm: bool = False,  # dictionary with the final norm's gain
 ) -> np.ndarray:  # (n_draws, layers, heads)
     "Scores of random token sets that match a concept in size and in the frequency of its tokens"
+    at_least_one(n_atoms=n_atoms)
     sets = random_concepts(concept, counts, n_draws=n_draws, nearest=nearest, seed=seed)
     model = as_head_model(model)
     check_fit(model, stats)
