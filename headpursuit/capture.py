@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROVENANCE', 'POSITIONS', 'HeadStats', 'stats_of', 'check_same', 'add_hashes', 'attended', 'check_rule',
-           'position_mask', 'default_rule', 'rule_name', 'at_least_one', 'max_positions', 'check_batch', 'text_batches',
+           'position_mask', 'default_rule', 'rule_name', 'check_prompt', 'max_positions', 'check_batch', 'text_batches',
            'head_samples', 'capture']
 
 # %% ../nbs/03_capture.ipynb #fd4fc79f
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .heads import Head, HeadModel, as_head_model, check_prompts
-from .store import read_tensors, whole_file
+from .store import at_least_one, read_tensors, whole_file
 
 # %% ../nbs/03_capture.ipynb #e0ab84f5
 @dataclass
@@ -151,7 +151,7 @@ def save(self: HeadStats,
          ) -> None:
     "Write to a safetensors file; an interrupted write leaves the old file alone"
     meta = {name: getattr(self, name) for name in (*PROVENANCE, 'prompt_hash')}
-    meta |= dict(format='headpursuit.HeadStats/2', count=str(self.count))
+    meta |= dict(format='headpursuit.HeadStats/3', count=str(self.count))
     tensors = dict(mean=self.mean, scatter=self.scatter, samples=self.samples)
     with whole_file(path) as part:
         save_file({k: v.contiguous() for k, v in tensors.items() if v is not None}, part, meta)
@@ -166,11 +166,12 @@ def load(cls: HeadStats,
     kind, _, version = meta.get('format', '').partition('/')
     if kind != 'headpursuit.HeadStats':
         raise ValueError(f'{path} does not hold head statistics')
-    if version not in ('1', '2'):
+    if version not in ('1', '2', '3'):
         raise ValueError(
             f'{path} has format {version} of head statistics, which this version cannot read: '
             'update headpursuit')
     fields = {name: meta[name] for name in (*PROVENANCE, 'prompt_hash') if name in meta}
+    if version != '3': fields['weights'] = ''
     return cls(int(meta['count']), **tensors, **fields)
 
 # %% ../nbs/03_capture.ipynb #49d20b07
@@ -270,16 +271,10 @@ def rule_name(positions: str | Callable,  # a name from the table or a function
     name = getattr(positions, '__name__', type(positions).__name__)
     return f'{name} {Hasher.hash(_without_models(positions))[:8]}'
 
-# %% ../nbs/03_capture.ipynb #5a41f327
-def at_least_one(**counts: int,  # by the name of the parameter
-                 ) -> None:
-    "A `ValueError` for a number of things that is less than one, or no whole number"
-    for name, n in counts.items():
-        if isinstance(n, bool) or not hasattr(n, '__index__') or n < 1:
-            raise ValueError(f'{name} must be a whole number of at least 1, got {n!r}')
-
 # %% ../nbs/03_capture.ipynb #2447ce1b
-def _check_prompt(i: int, prompt: str | Mapping) -> str | Mapping:  # the prompt as it is
+def check_prompt(i: int,  # its number, for the message
+                 prompt: str | Mapping,  # as given by a user
+                 ) -> str | Mapping:  # the prompt as it is
     "An error for what is no text, or an empty one"
     text = prompt.get('text') if isinstance(prompt, Mapping) else prompt
     if not isinstance(text, str):
@@ -320,7 +315,11 @@ def check_batch(model: HeadModel,  # that shall read it
         raise ValueError(
             f'a prompt of {length} tokens, and {new_tokens} to write, is too long: '
             f'the model has {max_positions(model)} positions')
-    words = ids if model.image_token_id is None else ids[ids != model.image_token_id]
+    of_image = ids == (-1 if model.image_token_id is None else model.image_token_id)
+    if of_image.any() and 'pixel_values' not in batch:
+        raise ValueError('a prompt has the mark of a picture and there is no picture: '
+                         'give dict(text=..., image=...), or leave the mark out')
+    words = ids[~of_image]
     rows = len(model.model.get_input_embeddings().weight)
     if len(words) and not 0 <= int(words.min()) <= int(words.max()) < rows:
         raise ValueError(
@@ -337,7 +336,7 @@ def text_batches(model: HeadModel,  # with a tokenizer
     "Padded batches on the model's device, each checked before it is run"
     at_least_one(batch_size=batch_size)
     _, prompts = _first(prompts)
-    checked = map(_check_prompt, count(), prompts)
+    checked = map(check_prompt, count(), prompts)
     if isinstance(prompts, Sequence): checked = iter(list(checked))
     while chunk := list(islice(checked, batch_size)):
         batch = model.encode(chunk, padding_side=padding_side)

@@ -23,7 +23,7 @@ from .heads import HeadModel
 from .metrics import concept_counts
 from .pocket import reading, seeing
 from .presets import settings
-from .store import split_of
+from .store import at_least_one, check_seed, split_of
 
 # %% ../nbs/16_material.ipynb #d6685ffe
 @dataclass
@@ -83,6 +83,7 @@ def load_source(name: str,  # a key of `SOURCES`
     "A part of one of the paper's data sets"
     if name not in SOURCES:
         raise ValueError(f"unknown data set {name!r}: use one of {', '.join(SOURCES)}")
+    if part not in ('train', 'test'): raise ValueError(f"unknown part {part!r}: 'train' or 'test'")
     source = SOURCES[name]
     split = getattr(source, part)
     local = None if folder is None else Path(folder) / name
@@ -123,6 +124,8 @@ def _some(data: Dataset,
           seed: int,
           ) -> Dataset:
     "At most `n` rows, drawn at random"
+    if n is not None: at_least_one(n=n)
+    check_seed(seed)
     data = data.shuffle(seed=seed)
     return data if n is None else data.select(range(min(n, len(data))))
 
@@ -170,8 +173,8 @@ def _reading_questions(n_train: int,
                     _neutral(seed), questions('validation', n_test))
 
 # %% ../nbs/16_material.ipynb #df290a01
-SMALL_RELATIONS = ('country of city', 'language', 'continent', 'demonym', 'kind of animal',
-                   'category', 'past tense', 'plural')
+SMALL_RELATIONS = ('country of city', 'language of person', 'continent', 'kind of animal',
+                   'past tense')
 
 # %% ../nbs/16_material.ipynb #1c8ba211
 def _fact_questions(n_train: int,
@@ -196,7 +199,7 @@ def question_answering(preset: str,  # 'pocket', 'small' or 'paper'
                        folder: str | Path | None = None,  # see `load_source`
                        ) -> Material:
     "Questions whose answers are words of a concept"
-    settings('question_answering', preset)  # refuses what does not exist
+    settings('question_answering', preset, n_train=n_train, n_test=n_test)
     if preset == 'pocket': return _reading_questions(n_train, n_test, seed)
     if preset == 'small': return _fact_questions(n_train, n_test, seed)
     train = triviaqa_questions('train', n_train, seed, folder)
@@ -245,7 +248,7 @@ def toxicity(preset: str,  # 'pocket' or 'paper'
              words: Sequence[str] | None = None,  # toxic ones; default: built-in mild insults
              ) -> Material:
     "Prompts that invite toxic text"
-    settings('toxicity', preset)  # refuses what does not exist
+    settings('toxicity', preset, n_train=n_train, n_test=n_test)
     if preset == 'pocket': return _reading_insults(n_train, n_test, seed)
     toxic = word_list(builtin_concepts()['insults'] if words is None else words)
     train = toxicity_prompts(name, 'train', n_train, seed, folder)
@@ -350,7 +353,7 @@ def image_classification(preset: str,  # 'pocket' or 'paper'
                          family: str = 'llava',  # of the model, in the paper preset
                          ) -> dict[str, Material]:
     "Every classification set: its own training prompts, its own class names as concept"
-    settings('image_classification', preset)  # refuses what does not exist
+    settings('image_classification', preset, n_train=n_train, n_test=n_test)
     pocket = preset == 'pocket'
     def pictures(name: str, part: str, n: int) -> tuple[pd.DataFrame, list[str]]:
         if pocket: return _seeing_pictures(name, part, n, seed)
@@ -429,7 +432,7 @@ def captioning(preset: str,  # 'pocket' or 'paper'
                family: str = 'llava',  # of the model, in the paper preset
                ) -> Material:
     "Pictures to describe, with reference captions"
-    settings('captioning', preset)  # refuses what does not exist
+    settings('captioning', preset, n_train=n_train, n_test=n_test)
     words = _caption_words(preset)
     if preset == 'pocket':
         train, test, validation = (_seeing_captions(split, n, seed) for split, n in

@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from ..dictionary import Concept, builtin_concepts
-from ..store import split_of
+from ..store import at_least_one, split_of
 
 # %% ../../nbs/pocket/00_reading_world.ipynb #0ac5ac49
 NAMES = (
@@ -173,6 +173,7 @@ def reading_corpus(n: int,  # texts
                    seed: int = 0,  # the same seed gives the same texts
                    ) -> Dataset:  # column text
     "Training texts"
+    at_least_one(n=n)
     world = _World('train', seed)
     return Dataset.from_dict(dict(text=[world.document() for _ in range(n)]))
 
@@ -182,6 +183,7 @@ def reading_questions(split: str,  # 'train', 'validation' or 'test'
                       seed: int = 0,  # the same seed gives the same questions
                       ) -> Dataset:  # columns prompt, answer, concept
     "Passages with a statement to complete, balanced over the concepts"
+    at_least_one(n=n)
     world = _World(split, seed)
     rows = []
     for c in world.words:
@@ -198,6 +200,7 @@ def reading_stories(split: str,  # 'train', 'validation' or 'test'
                     about: str | None = None,  # a category that every passage mentions
                     ) -> Dataset:  # columns prompt, story
     "Passages with a story to tell, for counting concept words in free text"
+    at_least_one(n=n)
     world = _World(split, seed)
     rows = []
     for _ in range(n):
@@ -211,6 +214,7 @@ def neutral_text(n: int,  # texts
                  seed: int = 0,  # the same seed gives the same texts
                  ) -> Dataset:  # column text
     "Texts that mention no concept"
+    at_least_one(n=n)
     world = _World('test', seed)
     texts = [' '.join(world.neutral(world.rng.choice(NAMES), 8)) for _ in range(n)]
     return Dataset.from_dict(dict(text=texts))
