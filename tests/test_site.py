@@ -24,7 +24,7 @@ SOUND = '''() => {
     pictures: images.length,
     formulas: all('math').length,
     nameless: all('button, input, select, iframe').filter(e => !named(e)).length,
-    wide: document.documentElement.scrollWidth - innerWidth,
+    wide: document.documentElement.scrollWidth - screen.width,
     ids: all('[id]').map(e => e.id),
     links: [...document.links].map(a => a.getAttribute('href')),
   };
