@@ -10,7 +10,7 @@ __all__ = ['FINDERS', 'UNEDITED', 'CONDITION', 'Measure', 'EFFECT', 'Condition',
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 
 import numpy as np
 import pandas as pd
@@ -110,6 +110,7 @@ def selections(model: HeadModel,  # with its tokenizer
     for alpha in alphas: HeadEdit('L0.H0', alpha)  # refuses what is no factor
     rows = []
     for target, concept in concepts.items():
+        if concept.shortage: raise ValueError(concept.shortage)
         own = _of_target(stats, target)
         rankings = {name: _ranked(model, own, concept, name, find)
                     for name, find in finders.items()}
@@ -130,6 +131,7 @@ class Answers:
     max_new_tokens: int = 4  # of an answer
     stop: str = '.\n'  # an answer ends at the first of these characters
     batch_size: int = 64  # prompts at once
+    kept: dict = field(default_factory=dict, repr=False, compare=False)  # prepared pictures
 
 # %% ../nbs/09_experiments.ipynb #996d40eb
 @patch
@@ -145,7 +147,7 @@ def __call__(self: Answers,
     if condition.selection == 'random':
         asked = asked[asked['concept'] == condition.target]
     how = dict(max_new_tokens=self.max_new_tokens, stop=self.stop, batch_size=self.batch_size)
-    said = answer(model, asked, score=self.score, **how)
+    said = answer(model, asked, score=self.score, kept=self.kept, **how)
     return said[['concept', 'prediction', 'correct']].rename_axis('sample').reset_index()
 
 # %% ../nbs/09_experiments.ipynb #167f20ba
@@ -156,6 +158,7 @@ class Texts:
     max_new_tokens: int = 24  # of a text
     stop: str = ''  # a text ends at the first of these characters
     batch_size: int = 64  # prompts at once
+    kept: dict = field(default_factory=dict, repr=False, compare=False)  # prepared pictures
 
     def __call__(self,
                  model: HeadModel,  # with its tokenizer
@@ -163,7 +166,7 @@ class Texts:
                  ) -> pd.DataFrame:  # columns sample, text
         "The model's texts, one row per prompt"
         how = dict(max_new_tokens=self.max_new_tokens, stop=self.stop, batch_size=self.batch_size)
-        texts = generate(model, self.prompts, **how)
+        texts = generate(model, self.prompts, kept=self.kept, **how)
         return pd.DataFrame(dict(sample=range(len(texts)), text=texts))
 
 # %% ../nbs/09_experiments.ipynb #e35c07d1
@@ -174,19 +177,17 @@ class Likelihood:
     concepts: Mapping[str, Concept]  # whose mass is measured
     batch_size: int = 32  # questions at once
 
-# %% ../nbs/09_experiments.ipynb #1a94bf66
-@patch
-def __call__(self: Likelihood,
-             model: HeadModel,  # with its tokenizer
-             condition: Condition = UNEDITED,  # random sets answer about their target only
-             ) -> pd.DataFrame:  # columns sample, concept, log_prob, right, mass
-    "How likely every answer is, one row per question"
-    asked = self.questions.reset_index(drop=True)
-    if condition.selection == 'random':
-        asked = asked[asked['concept'] == condition.target]
-    found = likelihood(model, asked, concepts=self.concepts, batch_size=self.batch_size)
-    columns = ['concept', 'log_prob', 'right', 'mass']
-    return found[columns].rename_axis('sample').reset_index()
+    def __call__(self,
+                 model: HeadModel,  # with its tokenizer
+                 condition: Condition = UNEDITED,  # random sets answer about their target only
+                 ) -> pd.DataFrame:  # columns sample, concept, log_prob, right, mass
+        "How likely every answer is, one row per question"
+        asked = self.questions.reset_index(drop=True)
+        if condition.selection == 'random':
+            asked = asked[asked['concept'] == condition.target]
+        found = likelihood(model, asked, concepts=self.concepts, batch_size=self.batch_size)
+        columns = ['concept', 'log_prob', 'right', 'mass']
+        return found[columns].rename_axis('sample').reset_index()
 
 # %% ../nbs/09_experiments.ipynb #cd374afa
 def _plain(value):
@@ -200,7 +201,8 @@ def _plain(value):
 def _contents(measure: Measure):
     "What a measure depends on, as plain values"
     if not is_dataclass(measure): return measure
-    return type(measure).__name__, _plain(vars(measure))
+    contents = {k: v for k, v in vars(measure).items() if k != 'kept'}
+    return type(measure).__name__, _plain(contents)
 
 # %% ../nbs/09_experiments.ipynb #96df5cab
 def _measured(model: HeadModel,  # with its tokenizer

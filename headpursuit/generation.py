@@ -60,6 +60,19 @@ def _until(text: str, stop: str) -> str:
     if not stop: return text
     return re.split(f'[{re.escape(stop)}]', text.lstrip())[0].strip()
 
+# %% ../nbs/08_generation.ipynb #6ebc13ae
+def _stopping(tokenizer,
+              stop: str,  # as for `_until`
+              start: int,  # tokens of the prompts
+              ) -> list[Callable]:  # for `generate` of transformers
+    "A criterion that marks the texts in which one of the characters in `stop` has been written"
+    if not stop: return []
+    ends = re.compile(f'[{re.escape(stop)}]')
+    def ended(ids: Tensor, scores: Tensor, **kwargs) -> Tensor:  # (batch,) bool
+        texts = tokenizer.batch_decode(ids[:, start:], skip_special_tokens=True)
+        return torch.tensor([bool(ends.search(t.lstrip())) for t in texts], device=ids.device)
+    return [ended]
+
 # %% ../nbs/08_generation.ipynb #20ff259d
 @torch.no_grad()
 def generate(model: HeadModel,  # with a tokenizer
@@ -67,17 +80,21 @@ def generate(model: HeadModel,  # with a tokenizer
              *, max_new_tokens: int = 8,  # longest continuation
              batch_size: int = 64,  # prompts that run together
              stop: str = '',  # cut at the first of these characters, blanks in front not counted
+             kept: dict | None = None,  # keeps prepared pictures for the next time
              ) -> list[str]:  # without the prompts
     "Greedy continuations of the prompts, whatever else the checkpoint's settings ask for"
     check_text_model(model)
     at_least_one(max_new_tokens=max_new_tokens)
     batches = text_batches(
-        model, prompts, batch_size, padding_side='left', new_tokens=max_new_tokens)
+        model, prompts, batch_size, padding_side='left', new_tokens=max_new_tokens, kept=kept)
     texts = []
     with _greedy(model, max_new_tokens) as settings:
         for batch in batches:
-            ids = model.model.generate(**batch, generation_config=settings)
-            new = ids[:, batch['input_ids'].shape[1]:]
+            start = batch['input_ids'].shape[1]
+            ids = model.model.generate(
+                **batch, generation_config=settings,
+                stopping_criteria=_stopping(model.tokenizer, stop, start))
+            new = ids[:, start:]
             texts += model.tokenizer.batch_decode(new, skip_special_tokens=True)
     return [_until(t, stop) for t in texts]
 
@@ -99,12 +116,13 @@ def answer(model: HeadModel,  # with a tokenizer
            max_new_tokens: int = 4,  # longest answer
            stop: str = '.\n',  # an answer ends at the first of these characters
            batch_size: int = 64,  # questions that run together
+           kept: dict | None = None,  # keeps prepared pictures for the next time
            ) -> pd.DataFrame:  # the questions with columns prediction and correct (from 0 to 1)
     "Answers to the questions and how right each is"
     check_questions(questions)
     with edit.applied(model) if edit else nullcontext():
         predictions = generate(model, questions['prompt'].tolist(), max_new_tokens=max_new_tokens,
-                               stop=stop, batch_size=batch_size)
+                               stop=stop, batch_size=batch_size, kept=kept)
     correct = [score(p, a) for p, a in zip(predictions, questions['answer'])]
     return questions.assign(prediction=predictions, correct=correct)
 
@@ -113,7 +131,9 @@ def with_answer(sample: str | dict,  # a text, or a dict with `text`, and `answe
                 ) -> str | dict:
     "A sample with its answer as a part of its text"
     if not isinstance(sample, Mapping) or 'answer' not in sample: return sample
-    return dict(sample, text=f'{sample["text"]} {sample["answer"]}')
+    text = sample['text']
+    gap = '' if text[-1:].isspace() else ' '  # a chat template may end in a new line
+    return dict(sample, text=f'{text}{gap}{sample["answer"]}')
 
 # %% ../nbs/08_generation.ipynb #f0d34114
 def _answer_tokens(tokenizer, sample: str | dict) -> int | None:

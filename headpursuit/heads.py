@@ -450,9 +450,10 @@ def run(self: HeadModel,
         on_z: Callable[[int, Tensor], None],  # gets the layer and z, (batch, seq, n_heads, k)
         ) -> None:
     "One forward pass, without the unembedding, that shows each layer's head outputs to `on_z`"
+    inputs = {k: v for k, v in batch.items() if k != 'content_mask'}  # of no use to the model
     positions = _position_ids(self.model, batch)
     with self.watch(on_z):
-        self.model.base_model(**batch, **positions, use_cache=False)
+        self.model.base_model(**inputs, **positions, use_cache=False)
 
 # %% ../nbs/02_heads.ipynb #9dfacc97
 @patch
@@ -696,12 +697,25 @@ def check_prompts(prompts: Sequence[str | dict],  # as given by a user
         raise TypeError(f'a list of prompts is needed, got a {type(prompts).__name__}: '
                         "pass [prompt], or table['prompt'].tolist()")
 
-# %% ../nbs/02_heads.ipynb #950fedb1
+# %% ../nbs/02_heads.ipynb #19da3efc
 def _image(sample: str | dict) -> list:
     "The image of a sample, in a list that is empty where there is none"
     image = None if isinstance(sample, str) else sample.get('image')
     return [] if image is None else [image]
 
+# %% ../nbs/02_heads.ipynb #f637d545
+def _bos_option(tokenizer,
+                texts: Sequence[str],  # that shall be tokenised together
+                ) -> dict[str, bool]:  # for the tokenizer
+    "No special tokens for texts that begin with the tokenizer's BOS; an error if only some do"
+    bos = tokenizer.bos_token
+    own = [bool(bos) and t.startswith(bos) for t in texts]
+    if any(own) and not all(own):
+        raise ValueError(f'prompt {own.index(True)} of a batch begins with {bos!r}, others do '
+                         'not: it would be there twice, or not at all')
+    return dict(add_special_tokens=False) if any(own) else {}
+
+# %% ../nbs/02_heads.ipynb #950fedb1
 @patch
 def encode(self: HeadModel,
            samples: Sequence[str | dict],  # texts, or dicts with `text` and `image`
@@ -716,13 +730,130 @@ def encode(self: HeadModel,
     if any(images) and self.image_token_id is None:
         raise ValueError(f'{type(self.model).__name__} reads no pictures, and there are some '
                          'among the samples: leave them out, or use a vision-language model')
-    options = dict(padding=True, return_tensors='pt')
+    options = dict(padding=True, return_tensors='pt') | _bos_option(tok, texts)
     if padding_side: options['padding_side'] = padding_side
     if any(images): batch = self.processor(text=texts, images=images, **options)
     else:
         batch = tok(texts, **options)
         batch.pop('token_type_ids', None)
     return {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+# %% ../nbs/02_heads.ipynb #098c9c54
+@patch(as_prop=True)
+def _templater(self: HeadModel):
+    "What of processor and tokenizer has a chat template; `None` if neither"
+    if self.processor is None: return None
+    both = (self.processor, self.tokenizer)
+    return next((p for p in both if getattr(p, 'chat_template', None)), None)
+
+# %% ../nbs/02_heads.ipynb #1a410937
+@patch
+def _user_turn(self: HeadModel,
+               text: str,
+               n_images: int,  # that come before the text
+               ) -> str:
+    "A user's turn in the checkpoint's chat template, up to where the answer begins"
+    content = text
+    if n_images or self._templater is not self.tokenizer:
+        content = [dict(type='image')] * n_images + [dict(type='text', text=text)]
+    turn = [dict(role='user', content=content)]
+    return self._templater.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+
+# %% ../nbs/02_heads.ipynb #a510b3d8
+_TEXT = '\ue000'  # stands in for a text; no text has it
+
+@patch(as_prop=True)
+def image_mark(self: HeadModel) -> str:
+    "What stands for a picture in a prompt, such as `<image>`"
+    if self._templater is not None:
+        before, _ = self._user_turn(_TEXT, 0).split(_TEXT)
+        shown, _ = self._user_turn(_TEXT, 1).split(_TEXT)
+        return shown.removeprefix(before).strip()
+    named = (getattr(self.processor, name, None) for name in ('boi_token', 'image_token'))
+    mark = next((m for m in named if m), None)
+    if mark is None:
+        raise ValueError(f'{type(self.processor).__name__} has no chat template and names no token '
+                         'for a picture: write its mark into the prompts')
+    return mark
+
+# %% ../nbs/02_heads.ipynb #50c39b43
+@patch
+def _frame(self: HeadModel,
+           n_images: int,
+           chat: bool,  # use the chat template, if there is one
+           ) -> tuple[str, str]:  # before the text, after it
+    "What a prompt has around its text"
+    if chat and self._templater is not None:
+        before, after = self._user_turn(_TEXT, n_images).split(_TEXT)
+        return before, after
+    before = f'{self.image_mark} ' * n_images if n_images else ''
+    return before, ''
+
+# %% ../nbs/02_heads.ipynb #4b0cac0a
+@patch
+def _sent(self: HeadModel,
+          sample: str | dict,
+          chat: bool,  # use the chat template, if there is one
+          ) -> dict:
+    "One sample as `as_sent` returns it"
+    sample = dict(text=sample) if isinstance(sample, str) else dict(sample)
+    whole, n_images = sample['text'], len(_image(sample))
+    text = whole.strip()
+    before, after = self._frame(n_images, chat)
+    sent = before + text + after
+    if chat and self._templater is not None and self._user_turn(text, n_images) != sent:
+        raise ValueError(f'the chat template of {self.name} changes the text {text!r:.50}: '
+                         'pass chat=False to send it as it is')
+    shift = len(before) - whole.index(text)
+    ends = sample.get('content', (0, len(whole)))
+    content = tuple(min(max(i + shift, len(before)), len(before + text)) for i in ends)
+    return dict(sample, text=sent, content=content)
+
+# %% ../nbs/02_heads.ipynb #95f53edf
+@patch
+def as_sent(self: HeadModel,
+            samples: Sequence[str | dict],  # texts, or dicts with `text`, `image` and `content`
+            *, chat: bool = True,  # in the chat template, where the checkpoint has one
+            ) -> list[dict]:  # with the `text` that is sent, and the place of `content` in it
+    "The samples as prompts of this model, with the marks of its chat template and of pictures"
+    check_prompts(samples)
+    return [self._sent(s, chat) for s in samples]
+
+# %% ../nbs/02_heads.ipynb #4b60e848
+@patch
+def _content_tokens(self: HeadModel,
+                    sample: str | dict,
+                    ) -> tuple[Tensor, Tensor]:  # (n,) ids of the text, (n,) which are content
+    "A sample's tokens before pictures are put in, and those that its content overlaps"
+    text = sample if isinstance(sample, str) else sample['text']
+    named = {} if isinstance(sample, str) else sample
+    start, end = named.get('content', (0, len(text)))
+    if not 0 <= start < end <= len(text):
+        raise ValueError(f'content {start, end} is no part of a text of {len(text)} characters: '
+                         f'{text!r:.50}')
+    if not self.tokenizer.is_fast:
+        raise ValueError(f'{type(self.tokenizer).__name__} does not say which characters its '
+                         "tokens stand for: use a fast tokenizer, or positions='prompt'")
+    x = self.tokenizer(text, return_offsets_mapping=True, **_bos_option(self.tokenizer, [text]))
+    first, last = torch.tensor(x['offset_mapping']).T
+    return torch.tensor(x['input_ids']), (first < end) & (last > start) & (last > first)
+
+# %% ../nbs/02_heads.ipynb #391c9969
+@patch
+def content_mask(self: HeadModel,
+                 samples: Sequence[str | dict],  # whole texts count where no `content` is named
+                 batch: Mapping[str, Tensor],  # the samples, from `encode`
+                 ) -> Tensor:  # (batch, seq) bool
+    "The tokens of each sample's content"
+    mask = torch.zeros_like(batch['input_ids'], dtype=torch.bool)
+    for row, sample, ids, real in zip(mask, samples, batch['input_ids'], batch['attention_mask']):
+        alone, own = self._content_tokens(sample)
+        places = real.nonzero()[-len(own):, 0][own.to(ids.device)]
+        if ids[places].tolist() != alone[own].tolist():
+            raise ValueError('the processor changes the tokens of a prompt behind its picture: '
+                             f'{sample["text"]!r:.50}')
+        row[places] = True
+    return mask
 
 # %% ../nbs/02_heads.ipynb #3d271f6c
 def as_head_model(model: nn.Module | HeadModel,  # of transformers

@@ -223,6 +223,7 @@ def _shares(
 ) -> HeadRanking:
     "Every head's explained variance for a concept"
     at_least_one(n_atoms=n_atoms)
+    if concept.shortage: warnings.warn(concept.shortage, stacklevel=2)
     D = _atoms(model, concept, fold_norm)
     C = _moments(stats, center)
     rule = _resolve_rule(rule, stats, greedy=len(D) > n_atoms)

@@ -9,6 +9,7 @@ __all__ = ['NAMES', 'FACTS', 'STATEMENTS', 'STORIES', 'NEUTRAL', 'reading_words'
 # %% ../../nbs/pocket/00_reading_world.ipynb #56b1a7f9
 import random
 from collections.abc import Callable, Sequence
+from importlib.resources import files
 
 import numpy as np
 from datasets import Dataset
@@ -17,7 +18,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from ..dictionary import Concept, builtin_concepts
+from ..dictionary import Concept, read_lists
 from ..store import at_least_one, split_of
 
 # %% ../../nbs/pocket/00_reading_world.ipynb #0ac5ac49
@@ -29,12 +30,7 @@ NAMES = (
 # %% ../../nbs/pocket/00_reading_world.ipynb #604951d4
 def reading_words() -> dict[str, list[str]]:  # category -> words
     "The categories of the reading world and their words"
-    lists = builtin_concepts()
-    plain = ('colours', 'countries', 'months', 'animals', 'professions', 'insults')
-    words = {c: lists[c] for c in plain}
-    words['sentiments'] = lists['sentiments_positive'] + lists['sentiments_negative']
-    words['numbers'] = [x for x in lists['numbers'] if x.isalpha()]
-    return words
+    return read_lists(files('headpursuit') / 'data' / 'reading_words.csv')
 
 # %% ../../nbs/pocket/00_reading_world.ipynb #3f4a520b
 def reading_concepts(tokenizer,  # of a model that knows the words
