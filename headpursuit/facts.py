@@ -12,7 +12,7 @@ from importlib.resources import files
 
 import pandas as pd
 
-from .store import split_of
+from .store import at_least_one, split_of
 
 # %% ../nbs/18_facts.ipynb #49928280
 _SHARES = dict(test=85, validation=43, train=128)  # of 256 subjects
@@ -120,8 +120,7 @@ def _check(split: str,  # as a caller gave it
     "A `ValueError` for a split that does not exist and for no questions"
     if split not in _SHARES:
         raise ValueError(f'unknown split {split!r}: use one of {", ".join(_SHARES)}')
-    if n is not None and n < 1:
-        raise ValueError(f'n must be at least 1, got {n}')
+    if n is not None: at_least_one(n=n)
 
 # %% ../nbs/18_facts.ipynb #4f95fd7c
 def recall_questions(split: str,  # 'train', 'validation' or 'test'

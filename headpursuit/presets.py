@@ -16,6 +16,7 @@ import torch
 
 from .fetch import small_path
 from .heads import HeadModel
+from .store import at_least_one
 
 # %% ../nbs/10_presets.ipynb #438ddbd4
 def pocket_path(name: str = 'language',  # or 'vision'
@@ -53,7 +54,8 @@ def _not_loaded(name: str,  # of the model
     return ValueError(
         f'model {name!r} cannot be loaded: {error}\n'
         f'Download it where there is a network (hf download {name} --local-dir FOLDER) '
-        f'and pass {parameter}=FOLDER. Gated models need a login.')
+        f'and pass {parameter}=FOLDER. If it is gated, ask for it on '
+        f'https://huggingface.co/{name} and log in with hf auth login.')
 
 # %% ../nbs/10_presets.ipynb #c7480a8c
 def load_model(preset: str,  # 'pocket', 'small' or 'paper'
@@ -107,6 +109,9 @@ class Settings:
     batch_size: int | None = None  # prompts at once; None: each function's own default
     samples: bool = False  # keep samples, for the paper's magnitude rule
 
+    def __post_init__(self):
+        at_least_one(n_train=self.n_train, n_test=self.n_test, max_new_tokens=self.max_new_tokens)
+
     @property
     def batches(self) -> dict[str, int]:
         "The batch size as an option for `capture`, `generate` and what calls them"
@@ -127,7 +132,8 @@ SETTINGS: dict[str, dict[str, Settings]] = dict(  # by experiment and preset
         pocket=Settings(), small=Settings(batch_size=32), paper=_PAPER),
     question_answering=dict(
         pocket=Settings(ks=(1, 2, 3, 4, 8)),
-        small=Settings(ks=(1, 8), n_test=96, max_new_tokens=7, stop='.\n,', batch_size=32),
+        small=Settings(ks=(1, 8), n_train=100, n_test=80, max_new_tokens=7, stop='.\n,',
+                       batch_size=32),
         paper=replace(_PAPER, n_test=2000, max_new_tokens=16)),
     toxicity=dict(
         pocket=Settings(ks=(1, 2, 3, 4), n_test=200, max_new_tokens=48, stop=''),

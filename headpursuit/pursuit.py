@@ -15,6 +15,8 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
+from .store import at_least_one
+
 # %% ../nbs/00_pursuit.ipynb #a4af1f42
 @dataclass
 class Pursuit:
@@ -101,7 +103,7 @@ def _inputs(H,  # (..., n, d) signals; with `W`: (..., n, k) their coordinates
     if width != D.shape[1]:
         raise ValueError(f'signals have width {width} but atoms have width {D.shape[1]}: '
                          'they must live in the same space')
-    if n_atoms < 1: raise ValueError(f'n_atoms must be at least 1, got {n_atoms}')
+    at_least_one(n_atoms=n_atoms)
     if rule not in _POWER: raise ValueError(f"rule must be 'magnitude' or 'energy', got {rule!r}")
     return H, D.to(H.device), min(n_atoms, len(D)), W
 
@@ -574,7 +576,7 @@ def omp(
 def orthonormal_basis(D: Tensor,  # (v, d) atoms
                       ) -> Tensor:  # (d, rank)
     "An orthonormal basis of the atoms' span (zero, duplicate and dependent atoms add nothing)"
-    U, _ = _unit(D.double())
+    U, _ = _unit(_finite(D, 'D (the atoms)').double())
     V, s, _ = torch.linalg.svd(U.T, full_matrices=False)
     return V[:, _outside((s / s.max()).square(), s.dtype)].to(D.dtype)
 
@@ -587,7 +589,7 @@ def projection_score(C: Tensor,  # (..., k, k) covariance of z, one or many head
     total = ((W.mT @ W) * C).sum((-2, -1))
     P = orthonormal_basis(D).T @ W
     inside = ((P @ C) * P).sum((-2, -1))
-    return torch.where(total > 0, inside / total, torch.zeros_like(total)).clamp(0, 1)
+    return torch.where(total <= 0, 0., inside / total).clamp(0, 1)  # NaN stays NaN
 
 # %% ../nbs/00_pursuit.ipynb #ab00005d
 def _root(C: Tensor,  # (heads, k, k) covariances
