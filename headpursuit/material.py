@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'QA_PROMPT', 'SMALL_RELATIONS', 'RTP_PROMPT', 'CAPTION_PROMPTS', 'CLASSIFICATION_PROMPT', 'PAPER_SETS',
-           'Material', 'Source', 'load_source', 'triviaqa_questions', 'question_answering', 'toxicity_prompts',
-           'toxicity', 'model_family', 'labelled_pictures', 'image_classification', 'flickr_captions', 'captioning',
-           'published']
+           'KEYWORD_PROMPT', 'Material', 'Source', 'load_source', 'triviaqa_questions', 'question_answering',
+           'toxicity_prompts', 'toxicity', 'model_family', 'labelled_pictures', 'image_classification', 'with_names',
+           'keyword_prompts', 'keywords', 'flickr_captions', 'captioning', 'published']
 
 # %% ../nbs/16_material.ipynb #242dcb3b
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -419,6 +421,43 @@ def image_classification(preset: str,  # 'pocket' or 'paper'
     for name, m in sets.items(): m.neutral = _neutral_pictures(sets, name)
     return sets
 
+# %% ../nbs/16_material.ipynb #2226c6af
+_ONE_OF = ' Answer EXACTLY with one of the following class names only: {}.'
+
+def with_names(prompts: Sequence[dict],  # of a classification set
+               names: Sequence[str] | None,  # class names to choose from; None: no list
+               ) -> list[dict]:
+    "The same questions about the same pictures with another list of class names"
+    before, after = map(re.escape, _ONE_OF.split('{}'))
+    found = re.compile(f'{before}.*{after}(?= Answer:)', re.DOTALL)
+    now = '' if names is None else _ONE_OF.format(', '.join(names))
+    return [dict(p, text=found.sub(lambda _: now, p['text'])) for p in prompts]
+
+# %% ../nbs/16_material.ipynb #bca9ea7b
+KEYWORD_PROMPT = 'List five keywords that describe this image, separated by commas.'
+
+def keyword_prompts(prompts: Sequence[dict],  # of a classification set
+                    preset: str,  # 'pocket' or 'paper'
+                    ) -> list[dict]:
+    "Requests for keywords, or in the pocket for captions, about the same pictures"
+    describe = seeing.CAPTION_PROMPT.removeprefix('<image> ')  # the mark stays where it was
+    request = describe if preset == 'pocket' else KEYWORD_PROMPT
+    question = re.compile(r'What .* is depicted in this image\?.* Answer:', re.DOTALL)
+    return [dict(p, text=question.sub(lambda _: request, p['text'])) for p in prompts]
+
+# %% ../nbs/16_material.ipynb #a48fede7
+_EMPTY = {'a', 'an', 'the', 'of', 'and', 'in', 'on', 'with', 'is', 'above', 'beside'}
+
+def keywords(texts: Sequence[str],  # what a model said, one text a picture
+             n: int = 5,  # words of a picture
+             ) -> list[str]:  # the most frequent first
+    "The first words of each text that are not empty"
+    counts = Counter()
+    for text in texts:
+        words = dict.fromkeys(re.findall(r'[a-z0-9]+', text.lower()))
+        counts.update([w for w in words if w not in _EMPTY][:n])
+    return [word for word, _ in counts.most_common()]
+
 # %% ../nbs/16_material.ipynb #e2946023
 def flickr_captions(part: str,  # 'train' or 'test'
                     n: int | None = None,  # pictures; None: all
@@ -504,12 +543,17 @@ def captioning(preset: str,  # 'pocket' or 'paper'
 
 # %% ../nbs/16_material.ipynb #80db1419
 def published(experiment: str,  # 'atlas', 'toxicity', 'classification' or 'captioning'
-              ) -> pd.DataFrame:  # dataset, selection, k, value and what else the table has
-    "The paper's Tables 1, 2, 9 and 13 (main model)"
+              *,
+              measure: str | None = None,  # default: the first that the paper gives
+              model: str | None = None,  # default: the paper's main model; 'all' for every one
+              ) -> pd.DataFrame:  # model, dataset, selection, k, value and what else is known
+    "The paper's Tables 1, 2 and 7 to 13; `low` and `high` are quartiles of random draws"
     file = files('headpursuit') / 'data' / 'published.csv'
     with file.open(encoding='utf-8') as f: table = pd.read_csv(f)
-    known = table.experiment.unique()
-    if experiment not in known:
-        raise ValueError(f"nothing published on {experiment!r}: use one of {', '.join(known)}")
-    own = table[table.experiment == experiment].drop(columns='experiment')
-    return own.dropna(axis=1, how='all').reset_index(drop=True)
+    for column, wanted in dict(experiment=experiment, measure=measure, model=model).items():
+        known = table[column].unique()
+        if (column, wanted) == ('model', 'all'): continue
+        if wanted is not None and wanted not in known:
+            raise ValueError(f"nothing published on {wanted!r}: use one of {', '.join(known)}")
+        table = table[table[column] == (wanted or known[0])]
+    return table.drop(columns='experiment').dropna(axis=1, how='all').reset_index(drop=True)

@@ -199,9 +199,9 @@ def effect_plot(table: pd.DataFrame,  # long, effects of one edit per target
 def _with_shares(table: pd.DataFrame,  # columns k and value
                  n_heads: int,  # of the model
                  ) -> pd.DataFrame:
-    "The table with a column share, and with intervals of no width if it has none"
+    "The table with a column share, by its own column n_heads if it has one, and with intervals"
     ends = {c: table.get(c, table.value) for c in ('low', 'high')}
-    return table.assign(share=table.k / n_heads, **ends)
+    return table.assign(share=table.k / table.get('n_heads', n_heads), **ends)
 
 # %% ../nbs/07_plots.ipynb #97db91c1
 def beside_published(paper: pd.DataFrame,  # long: k, value, `series`
