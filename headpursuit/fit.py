@@ -60,7 +60,7 @@ def contrast(a: np.ndarray,  # (n_questions, layers, heads) from `attribution`
 class Proposal:
     "Heads in an order, and what is to be edited of them"
     name: str  # how the order was found
-    ranking: HeadRanking
+    ranking: HeadRanking  # the heads in their order
     subspace: Concept | None = None  # None: whole heads
     rank: int | None = None  # leading directions of the subspace
 
@@ -69,7 +69,8 @@ class Proposal:
              alpha: float,  # factor on them
              ) -> HeadEdit:
         "The edit of its best heads"
-        return HeadEdit(self.ranking.top(k), alpha, subspace=self.subspace, rank=self.rank)
+        heads = self.ranking.top(k)
+        return HeadEdit(heads, float(alpha), subspace=self.subspace, rank=self.rank)
 
 # %% ../nbs/21_fit.ipynb #0735427c
 def proposals(model: HeadModel,  # with its tokenizer
@@ -197,7 +198,7 @@ def _best(curve: pd.DataFrame, budget: Budget) -> int:
 
 # %% ../nbs/21_fit.ipynb #2e1649e3
 def fit_cost(n_proposals: int,  # orders of heads to try
-             budget: Budget,
+             budget: Budget,  # its heads decide how many numbers are tried
              n_own: int,  # validation questions about the concept
              n_others: int,  # about others
              n_neutral: int,  # neutral texts

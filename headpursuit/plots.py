@@ -339,5 +339,6 @@ def trade_off_plot(
                     xytext=(3, 3), textcoords='offset points')
     best = shown[shown['chosen']]
     ax.scatter(best['others'], best['target'], s=90, facecolors='none', edgecolors='C3', lw=1.5)
-    ax.set(xlabel='left of the others', ylabel='left of the concept', ylim=(-.05, 1.1))
+    ax.set(xlabel='left of the others', ylabel='left of the concept',
+           xlim=(-.05, 1.05), ylim=(-.05, 1.1))
     return ax
