@@ -182,20 +182,22 @@ def attribution(model: HeadModel,  # with its tokenizer
                 questions: pd.DataFrame,  # columns prompt, answer
                 *,
                 subspace: Concept | Sequence[Concept] | None = None,  # of this part; None: all
-                rank: int | None = None,  # leading directions of the subspace, as for `HeadEdit`
+                rank: int | None | Sequence[int | None] = None,  # as for `HeadEdit`; or several
                 steps: int = 1,  # gradients to average; 1: at the unedited model alone
                 alpha: float = -1.,  # end of the way for more than one step
                 batch_size: int = 16,  # questions at once
                 progress: bool = False,  # show a bar
-                ) -> np.ndarray:  # (n_questions, layers, heads); for several concepts in axis 1
+                ) -> np.ndarray:  # (n_questions, layers, heads); several parts: in axis 1
     "How the log-probability of every answer changes with a factor on every head (nats per unit)"
     at_least_one(steps=steps, batch_size=batch_size)
-    several = isinstance(subspace, Sequence)
+    subspaces = subspace if isinstance(subspace, Sequence) else [subspace]
+    ranks = rank if isinstance(rank, Sequence) else [rank]
+    several = isinstance(subspace, Sequence) or isinstance(rank, Sequence)
     part = {} if several else dict(subspace=subspace, rank=rank)
     HeadEdit(model.heads[:1], alpha, **part)  # refuses what is no edit
     if several and steps > 1:
-        raise ValueError('several steps follow the edit of one subspace: give one concept')
-    parts = [_parts(model, s, rank) for s in (subspace if several else [subspace])]
+        raise ValueError('several steps follow one edit: give one concept and one rank')
+    parts = [_parts(model, s, r) for s in subspaces for r in ranks]
     middle = (np.arange(steps) + .5) / steps
     ats = [None] if steps == 1 else [HeadEdit(
         model.heads, 1 + (alpha - 1) * x, subspace=subspace, rank=rank) for x in middle]

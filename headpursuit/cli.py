@@ -29,12 +29,13 @@ from headpursuit.experiments import (
 from .fetch import fetch_smollm2
 from .generation import answer, versions
 from .heads import HeadModel
+from .metrics import FATES, fate
 from .material import question_answering
 from .plan import CHECKPOINTS, Plan, plan
 from .plots import effect_plot, use_theme
 from .presets import SETTINGS, load_model, settings, vision_models
 from headpursuit.ranking import (
-    HeadRanking, null_scores, over_null, rank_heads, token_counts,
+    HeadRanking, rank_heads, token_counts,
 )
 from .store import at_least_one, check_seed, read_json, whole_file
 
@@ -82,8 +83,8 @@ def _finder(model: HeadModel,
     if preset == 'pocket': return rank_heads
     counts = token_counts(model, prompts)
     def find(model: HeadModel, stats: HeadStats, concept: Concept) -> HeadRanking:
-        null = null_scores(model, stats, concept, counts, seed=seed)
-        return over_null(rank_heads(model, stats, concept), null)
+        return rank_heads(model, stats, concept, score='ratio', counts=counts, n_draws=30,
+                          seed=seed, n_atoms=len(concept))
     return find
 
 # %% ../nbs/13_cli.ipynb #b5db98c4
@@ -101,16 +102,28 @@ def _write(outcomes: pd.DataFrame,  # from `run`
         ax.figure.savefig(part, bbox_inches='tight', format='png')
     plt.close(ax.figure)
 
+# %% ../nbs/13_cli.ipynb #b5c8e3d0
+def _with_fates(outcomes: pd.DataFrame,  # from `run`
+                answers: list,  # of each sample
+                words: dict[str, list[str]],  # by concept
+                ) -> pd.DataFrame:  # with a column fate
+    "What every answer became"
+    parts = [own.assign(fate=fate(own['prediction'].tolist(), [answers[i] for i in own['sample']],
+                                  words[c]).to_numpy())
+             for c, own in outcomes.groupby('concept')]
+    return pd.concat(parts).sort_index()
+
 # %% ../nbs/13_cli.ipynb #61da042b
 def demo(model: str = 'pocket',  # or 'small'
          *,
          k: int = 3,  # most heads to edit for a concept
          alpha: float = -1,  # factor on what they write
-         n: int = 40,  # held-out questions per concept
+         n: int | None = None,  # held-out questions per concept; default 40, or 10 on SmolLM2
          seed: int = 0,  # of questions and random heads
          out: str | Path = 'headpursuit-demo',  # folder for the figure and the tables
          ) -> pd.DataFrame:  # every question under every edit, see `run`
     "Pursue, edit, measure: the main result on the embedded language model or on SmolLM2"
+    if n is None: n = 40 if model == 'pocket' else 10
     at_least_one(k=k, n=n)
     check_seed(seed)
     HeadEdit('L0.H0', alpha)  # refuses what is no factor
@@ -120,7 +133,7 @@ def demo(model: str = 'pocket',  # or 'small'
     out.mkdir(parents=True, exist_ok=True)
     model = load_model(preset)
     print(f'{model!r}\nseed {seed}, {versions()}')
-    material = question_answering(preset, n_test=8 * n, seed=seed)
+    material = question_answering(preset, n_train=size.n_train, n_test=8 * n, seed=seed)
     choosing = _known(model, material.validation, size.writing)
     asking = _known(model, material.test, size.writing)
     concepts = _concepts(model, material.words, choosing, asking)
@@ -130,8 +143,10 @@ def demo(model: str = 'pocket',  # or 'small'
     rankings = {c: find(model, stats, concept) for c, concept in concepts.items()}
     needed = _needed(model, rankings, choosing, most=k, alpha=alpha, **size.writing)
     edits = selections(model, stats, concepts, ks=needed, alphas=[alpha], seed=seed,
+                       n_draws=10 if preset == 'pocket' else 3,
                        finders={'SOMP': lambda model, stats, concept: rankings[concept.name]})
     outcomes = run(model, edits, Answers(asking, **size.writing))
+    outcomes = _with_fates(outcomes, asking['answer'].tolist(), material.words)
     _write(outcomes, out, f'at most {k} of {len(model.heads)} heads multiplied by {alpha:g}')
     return outcomes
 
@@ -142,6 +157,15 @@ def _cell(effect: pd.Series,  # value, low, high
           ) -> str:
     "A value with its interval, for the terminal"
     return f'{effect.value:.2f} {brackets[0]}{effect.low:.2f}, {effect.high:.2f}{brackets[1]}'
+
+# %% ../nbs/13_cli.ipynb #6f3d82a7
+def _own_words(outcomes: pd.DataFrame,  # with fates
+               c: str,  # concept
+               ) -> str:
+    "How many of the wrong answers after the edit are other words of the concept"
+    edited = outcomes[(outcomes['selection'] == 'SOMP') & (outcomes['target'] == c)]
+    wrong = edited[(edited['concept'] == c) & (edited['fate'] != FATES[0])]
+    return f"{(wrong['fate'] == FATES[1]).sum()} of {len(wrong)}"
 
 # %% ../nbs/13_cli.ipynb #4111265b
 def show_outcomes(outcomes: pd.DataFrame,  # of `demo`
@@ -155,13 +179,14 @@ def show_outcomes(outcomes: pd.DataFrame,  # of `demo`
     table = effects(pool_others(before_after(outcomes, 'correct')))
     at = table.set_index(['target', 'selection', 'concept'])
     columns = ['concept', 'heads', 'questions', 'target after edit', 'other concepts',
-               'random heads']
+               'random heads', 'wrong, but its words']
     grid = Table(*columns, title=title, caption_style='', caption=(
                      'accuracy on held-out questions that the unedited model answers right; '
-                     '[95 % bootstrap interval]; random: median (quartiles) of 10 draws'))
+                     '[95 % bootstrap interval]; random: median (quartiles) of several draws'))
     for c in table.target.unique():
         grid.add_row(c, heads[c], f'{asked[c]}', _cell(at.loc[c, 'SOMP', c]),
-                     _cell(at.loc[c, 'SOMP', 'others']), _cell(at.loc[c, 'random', c], '()'))
+                     _cell(at.loc[c, 'SOMP', 'others']), _cell(at.loc[c, 'random', c], '()'),
+                     _own_words(outcomes, c))
     Console(width=None if Console().is_terminal else 140).print(grid)
 
 # %% ../nbs/13_cli.ipynb #b3c13832
@@ -350,7 +375,8 @@ def _demo_options(p: argparse.ArgumentParser) -> None:
                    help='the embedded model, or SmolLM2 (see fetch)')
     p.add_argument('--k', type=int, default=3, help='most heads to edit for a concept')
     p.add_argument('--alpha', type=float, default=-1, help='factor on what the heads write')
-    p.add_argument('--n', type=int, default=40, help='held-out questions per concept')
+    p.add_argument('--n', type=int,
+                   help='held-out questions per concept; default 40, or 10 on SmolLM2')
     p.add_argument('--seed', type=int, default=0, help='of questions and random heads')
     p.add_argument('--out', default='headpursuit-demo', help='folder for the figure and the tables')
 

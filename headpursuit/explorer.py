@@ -221,7 +221,9 @@ def _repr_html_(self: Explorer) -> str:
     "The page in a frame"
     page = self.page.replace('&', '&amp;').replace("'", '&#39;')  # enough between single quotes
     style = 'width: 100%; height: 900px; border: 0'
-    return f"<iframe title='Head explorer' style='{style}' srcdoc='{page}'></iframe>"
+    instead = ('Head explorer: not shown, because this notebook is not trusted. Run the cell, or '
+               'choose "Trust Notebook" in the command palette.')
+    return f"<iframe title='Head explorer' style='{style}' srcdoc='{page}'>{instead}</iframe>"
 
 # %% ../nbs/11_explorer.ipynb #815f92d5
 def _concepts(model: HeadModel,  # with a tokenizer
