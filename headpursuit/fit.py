@@ -83,9 +83,10 @@ def proposals(model: HeadModel,  # with its tokenizer
               batch_size: int = 16,  # questions at once
               ) -> list[Proposal]:
     "Orders of heads by cause, from one backward pass a batch for all parts"
-    about = questions['concept']
+    check_concept(concept)
     ranks = [r for r in ranks if r is None or r < len(concept)]
     a = attribution(model, questions, subspace=concept, rank=ranks, batch_size=batch_size)
+    about = questions['concept']
     found = []
     for part, rank in zip(a.swapaxes(0, 1), ranks):
         for penalty in penalties:

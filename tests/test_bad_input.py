@@ -178,11 +178,12 @@ GOOD = {  # function: good arguments, as a function so that nothing is made befo
     'cause.attribution': lambda: asked(subspace=w().concept),
     'cause.flip_each': lambda: asked(heads=['L0.H1']),
     'cause.verify': lambda: asked(ranking=w().ranking, k=2),
-    'fit.contrast_attribution': lambda: asked(concept=w().concept),
-    'fit.proposals': lambda: asked(concept=w().concept, stats=w().stats),
+    'fit.contrast': lambda: dict(
+        a=np.ones((1, 2, 4)), about=['colours'], concept=w().concept),
+    'fit.proposals': lambda: asked(concept=w().concept),
     'fit.fit_edit': lambda: dict(
-        model=w().model, concept=w().concept, train=w().questions, validation=w().questions,
-        neutral=PROMPTS, progress=False),
+        model=w().model, concept=w().concept, validation=w().questions, neutral=PROMPTS,
+        proposed=[], progress=False),
     'experiments.selections': lambda: ranked(concepts=dict(colours=w().concept)),
     'experiments.heads_needed': lambda: asked(
         ranking=w().ranking, score=lambda said, true: 1., max_new_tokens=1),
@@ -239,7 +240,6 @@ NOT = {  # (function, parameter): why none of the bad values is given to it
     ('material.keyword_prompts', 'prompts'): 'made by labelled_pictures',
     ('material.keyword_prompts', 'preset'): 'looked at by labelled_pictures before',
     ('material.keywords', 'texts'): 'what a model wrote, which may be nothing',
-    ('fit.contrast_attribution', 'subspace'): 'whether it is a part',
     ('store.at_least_one', 'counts'): 'numbers by name',
     ('heads.check_prompts', 'prompts'): 'only whether they are a list',
     ('capture.stats_of', 'positions'): 'a name for what was looked at before',
