@@ -400,6 +400,7 @@ def image_classification(preset: str,  # 'pocket' or 'paper'
                          *,
                          n_train: int = 300,  # pictures of a set to choose heads on
                          n_test: int = 100,  # pictures of a set to measure on
+                         n_validation: int = 40,  # to decide on, in the paper preset
                          seed: int = 0,  # of the choice of pictures
                          folder: str | Path | None = None,  # see `load_source`
                          model: HeadModel | None = None,  # that is asked; the paper preset needs it
@@ -414,9 +415,14 @@ def image_classification(preset: str,  # 'pocket' or 'paper'
         return shown.assign(prompt=_send_pictures(shown.prompt, model, chat)), words
     sets = {}
     for name in names or (seeing.SETS if pocket else PAPER_SETS):
-        train, words = pictures(name, 'train', n_train)
+        if pocket:
+            train, words = pictures(name, 'train', n_train)
+            validation, _ = pictures(name, 'validation', n_test)
+        else:  # further pictures of the same split
+            shown, words = pictures(name, 'train', n_train + n_validation)
+            train = shown[:n_train]
+            validation = shown[n_train:].reset_index(drop=True)
         test, _ = pictures(name, 'test', n_test)
-        validation = pictures(name, 'validation', n_test)[0] if pocket else None
         sets[name] = Material(train.prompt.tolist(), test, {name: words}, [], validation)
     for name, m in sets.items(): m.neutral = _neutral_pictures(sets, name)
     return sets
@@ -450,6 +456,7 @@ _EMPTY = {'a', 'an', 'the', 'of', 'and', 'in', 'on', 'with', 'is', 'above', 'bes
 
 def keywords(texts: Sequence[str],  # what a model said, one text a picture
              n: int = 5,  # words of a picture
+             at_least: int = 1,  # pictures of which a word is said
              ) -> list[str]:  # the most frequent first
     "The first words of each text that are not empty"
     at_least_one(n=n)
@@ -457,7 +464,7 @@ def keywords(texts: Sequence[str],  # what a model said, one text a picture
     for text in texts:
         words = dict.fromkeys(re.findall(r'[a-z0-9]+', text.lower()))
         counts.update([w for w in words if w not in _EMPTY][:n])
-    return [word for word, _ in counts.most_common()]
+    return [word for word, said in counts.most_common() if said >= at_least]
 
 # %% ../nbs/16_material.ipynb #e2946023
 def flickr_captions(part: str,  # 'train' or 'test'

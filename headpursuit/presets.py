@@ -162,7 +162,7 @@ SETTINGS: dict[str, dict[str, Settings]] = dict(  # by experiment and preset
         pocket=Settings(ks=(1, 2, 4, 8), n_train=300, n_test=100),
         paper=replace(_PICTURES, n_train=300, n_test=500, max_new_tokens=24)),
     captioning=dict(
-        pocket=Settings(ks=(1, 2, 3), n_train=400, n_test=200, max_new_tokens=24, stop=''),
+        pocket=Settings(ks=(1, 2, 3), n_train=400, n_test=400, max_new_tokens=24, stop=''),
         paper=replace(_PICTURES, n_train=400, n_test=400, max_new_tokens=64)),
     strength=dict(
         pocket=Settings(ks=(3,), n_train=400, n_test=200, max_new_tokens=24, stop=''),
