@@ -67,7 +67,8 @@ def _written(task: Task,
     return torch.stack([torch.einsum('hdk,hk->hd', w, m.double()) for w, m in zip(W, mean)])
 
 # %% ../../nbs/bench/02_head_finders.ipynb #7687763d
-def random_finder(task: Task) -> HeadRanking:
+def random_finder(task: Task,  # what it may look at
+                  ) -> HeadRanking:
     "Heads in the layers of the paper's best ones, at random; then the rest"
     best = rank_heads(task.model, task.own, task.concept).top(32)
     drawn = random_heads(task.model, best, n_draws=1)[0]
@@ -77,17 +78,20 @@ def random_finder(task: Task) -> HeadRanking:
     return _scored(task, np.array(scores, float), 'random')
 
 # %% ../../nbs/bench/02_head_finders.ipynb #926ed541
-def mean_norm(task: Task) -> HeadRanking:
+def mean_norm(task: Task,  # what it may look at
+              ) -> HeadRanking:
     "The length of what a head writes on average"
     return _scored(task, _written(task, task.own.mean).norm(dim=-1), 'mean norm')
 
-def difference_of_means(task: Task) -> HeadRanking:
+def difference_of_means(task: Task,  # what it may look at
+                        ) -> HeadRanking:
     "How far what a head writes on the target's prompts is from what it writes on others"
     gap = _written(task, task.own.mean - task.background.mean)
     return _scored(task, gap.norm(dim=-1), 'difference of means')
 
 # %% ../../nbs/bench/02_head_finders.ipynb #30c4524d
-def concept_cosine(task: Task) -> HeadRanking:
+def concept_cosine(task: Task,  # what it may look at
+                   ) -> HeadRanking:
     "Mean cosine of what a head writes with the concept's mean atom, as SAMD scores modules"
     atoms = task.model.atoms(task.concept, fold_norm=True).atoms.double()
     v = atoms.mean(0) - task.model.mean_row(fold_norm=True)
@@ -100,7 +104,8 @@ def concept_cosine(task: Task) -> HeadRanking:
     return _scored(task, torch.stack(scores), 'cosine')
 
 # %% ../../nbs/bench/02_head_finders.ipynb #1e3a2b38
-def linear_probe(task: Task) -> HeadRanking:
+def linear_probe(task: Task,  # what it may look at
+                 ) -> HeadRanking:
     "How well a logistic regression tells the target's prompts from others by one head's output"
     both = [task.own.samples, task.background.samples]
     y = np.repeat([1, 0], [len(x) for x in both])
@@ -111,47 +116,56 @@ def linear_probe(task: Task) -> HeadRanking:
     return _scored(task, scores, 'linear probe')
 
 # %% ../../nbs/bench/02_head_finders.ipynb #7be63665
-def share(task: Task) -> HeadRanking:
+def share(task: Task,  # what it may look at
+          ) -> HeadRanking:
     "The paper's explained variance"
     return rank_heads(task.model, task.own, task.concept)
 
-def share_without_first(task: Task) -> HeadRanking:
+def share_without_first(task: Task,  # what it may look at
+                        ) -> HeadRanking:
     "The same without the first layer's heads"
     return share(task).outside([0])
 
-def ratio(task: Task) -> HeadRanking:
+def ratio(task: Task,  # what it may look at
+          ) -> HeadRanking:
     "The share over what random words reach"
     whole = max(50, len(task.concept))
     return rank_heads(task.model, task.own, task.concept, score='ratio', counts=task.counts,
                       n_draws=30, n_atoms=whole)
 
-def excess(task: Task) -> HeadRanking:
+def excess(task: Task,  # what it may look at
+           ) -> HeadRanking:
     "Energy in the concept's logits above that of random words, less that on other prompts"
     return rank_heads(task.model, task.own, task.concept, score='excess', counts=task.counts,
                       n_draws=30, background=task.background)
 
-def logit_lens(task: Task) -> HeadRanking:
+def logit_lens(task: Task,  # what it may look at
+               ) -> HeadRanking:
     "The mean logit of the concept's words"
     return rank_by_logit_lens(task.model, task.own, task.concept)
 
 # %% ../../nbs/bench/02_head_finders.ipynb #70b6c85f
-def whole_attribution(task: Task) -> HeadRanking:
+def whole_attribution(task: Task,  # what it may look at
+                      ) -> HeadRanking:
     "Gradient with respect to a factor on the whole head, on the target's questions alone"
     own = task.questions[task.questions['concept'] == task.concept.name]
     return _scored(task, attribution(task.model, own).mean(0), 'attribution')
 
-def integrated_attribution(task: Task) -> HeadRanking:
+def integrated_attribution(task: Task,  # what it may look at
+                           ) -> HeadRanking:
     "The same averaged on the way to the flip"
     own = task.questions[task.questions['concept'] == task.concept.name]
     return _scored(task, attribution(task.model, own, steps=4).mean(0), 'integrated attribution')
 
-def part_attribution(task: Task) -> HeadRanking:
+def part_attribution(task: Task,  # what it may look at
+                     ) -> HeadRanking:
     "Gradient of a factor on the concept's part, less its size on other questions"
     a = attribution(task.model, task.questions, subspace=task.concept)
     return contrast(a, task.questions['concept'], task.concept)
 
 # %% ../../nbs/bench/02_head_finders.ipynb #aff4ee98
-def verified(task: Task) -> HeadRanking:
+def verified(task: Task,  # what it may look at
+             ) -> HeadRanking:
     "The 24 best heads by excess, put in order by what flipping their part alone does"
     proposed = excess(task)
     own = task.questions[task.questions['concept'] == task.concept.name]
@@ -175,10 +189,12 @@ FINDERS: dict[str, FinderOf] = {
 @dataclass
 class Ban:
     "The concept's tokens cannot be said"
-    concept: Concept
+    concept: Concept  # whose tokens
 
     @contextmanager
-    def applied(self, model: HeadModel) -> Iterator[None]:
+    def applied(self,
+                model: HeadModel,  # banned as long as the context lasts
+                ) -> Iterator[None]:
         "Within the context, their logits are as low as they can be"
         first = sorted({pieces[0] for pieces in self.concept.pieces})
         def forbid(unembedding, args, logits):
@@ -194,10 +210,12 @@ class Ban:
 @dataclass
 class SpanRemoved:
     "The span of the concept's atoms is taken out of the last residual stream"
-    concept: Concept
+    concept: Concept  # whose atoms
 
     @contextmanager
-    def applied(self, model: HeadModel) -> Iterator[None]:
+    def applied(self,
+                model: HeadModel,  # projected as long as the context lasts
+                ) -> Iterator[None]:
         "Within the context, what the final norm reads has no part in the span"
         Q = orthonormal_basis(model.atoms(self.concept, fold_norm=True).atoms.double()).float()
         def project(norm, args): return args[0] - args[0] @ Q.to(args[0]) @ Q.to(args[0]).T
@@ -210,11 +228,11 @@ class SpanRemoved:
 Intervention = HeadEdit | Ban | SpanRemoved
 
 # %% ../../nbs/bench/02_head_finders.ipynb #9b2f6e03
-def probes(preset: str,
-           target: str,
-           n: int,  # questions about the target; a quarter of it about each other concept
-           split: str = 'test',
-           seed: int = 0,
+def probes(preset: str,  # 'pocket' or 'small'
+           target: str,  # a concept
+           n: int,  # questions about the target; an eighth of it about each other concept
+           split: str = 'test',  # or 'train', 'validation'
+           seed: int = 0,  # of the questions
            ) -> pd.DataFrame:  # prompt, answer, concept, role
     "Questions in their roles"
     few = max(2, n // 8)
@@ -246,11 +264,11 @@ def _kl(model: HeadModel, texts: Sequence[str], change: Intervention) -> float:
     kl = float(off_target(model, texts, change)['kl'].mean())
     return kl if kl < 1e6 else float('inf')
 
-def measure(model: HeadModel,
+def measure(model: HeadModel,  # with its tokenizer
             base: pd.DataFrame,  # probes with the unedited model's log_prob, right and mass
-            change: Intervention,
-            concept: Concept,
-            neutral: Sequence[str],
+            change: Intervention,  # what is done to the model
+            concept: Concept,  # the target
+            neutral: Sequence[str],  # texts for the divergence
             ) -> pd.DataFrame:  # role, n, left, low, high, log_prob, mass, KL
     "What is left in every role"
     with change.applied(model):
@@ -276,11 +294,11 @@ def _interval(right: np.ndarray,  # 0 or 1
     return tuple(np.quantile(means, [.025, .975]).tolist())
 
 # %% ../../nbs/bench/02_head_finders.ipynb #7f049cde
-def task_of(model: HeadModel,
-            preset: str,
-            target: str,
-            concepts: Mapping[str, Concept],
-            seed: int = 0,
+def task_of(model: HeadModel,  # with its tokenizer
+            preset: str,  # 'pocket' or 'small'
+            target: str,  # a concept
+            concepts: Mapping[str, Concept],  # by name
+            seed: int = 0,  # of the questions
             n: int = 12,  # training questions about the target; a third of it about each other
             ) -> Task:
     "What finders are given for one target"
@@ -296,20 +314,20 @@ def task_of(model: HeadModel,
     return Task(model, concepts[target], asked.reset_index(drop=True), own, background, counts)
 
 # %% ../../nbs/bench/02_head_finders.ipynb #d00663bc
-def with_base(model: HeadModel,
+def with_base(model: HeadModel,  # with its tokenizer
               asked: pd.DataFrame,  # from `probes`
-              concept: Concept,
+              concept: Concept,  # whose mass is measured
               ) -> pd.DataFrame:  # those that the unedited model answers right, with its measures
     "Questions that can be lost"
     base = likelihood(model, asked, concepts={concept.name: concept})
     return base[base['right'] == 1].reset_index(drop=True)
 
 # %% ../../nbs/bench/02_head_finders.ipynb #ec4c2d73
-def bench_target(task: Task,
+def bench_target(task: Task,  # of one target
                  base: pd.DataFrame,  # from `with_base`
-                 neutral: Sequence[str],
+                 neutral: Sequence[str],  # texts for the divergence
                  k: int = 8,  # heads of every edit
-                 finders: Mapping[str, FinderOf] = FINDERS,
+                 finders: Mapping[str, FinderOf] = FINDERS,  # by name
                  folder: str | None = None,  # keeps finished rows
                  ) -> pd.DataFrame:  # target, intervention, part, k, heads, and `measure`'s columns
     "The trivial baselines, then every finder's heads flipped: as a whole, and the concept's part"
