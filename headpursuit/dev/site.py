@@ -157,10 +157,11 @@ def install_cell() -> str:  # source of a code cell
 def put_install_cell(
     notebook: str | Path,  # a notebook that needs the library and no file beside itself
 ) -> None:
-    "Write the cell behind the notebook's title, in the place of an older one"
+    "Write the cell before all other code, in the place of an older one"
     nb = read_nb(notebook)
-    rest = [c for c in nb.cells[1:] if "'google.colab' in str(get_ipython())" not in c.source]
-    nb.cells = [nb.cells[0], mk_cell(install_cell()), *rest]
+    cells = [c for c in nb.cells if "'google.colab' in str(get_ipython())" not in c.source]
+    first = next(i for i, c in enumerate(cells) if c.cell_type == 'code')
+    nb.cells = [*cells[:first], mk_cell(install_cell()), *cells[first:]]
     write_nb(nb, notebook)
 
 # %% ../../nbs/dev/site.ipynb #dab0075a
