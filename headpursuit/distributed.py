@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from headpursuit.capture import (
-    PROVENANCE, HeadStats, add_hashes, at_least_one, capture, check_same, rule_name,
+    PROVENANCE, HeadStats, add_hashes, capture, check_prompt, check_same, rule_name,
 )
 from .heads import HeadModel, as_head_model
-from .store import read_json, whole_file
+from .store import at_least_one, read_json, whole_file
 
 # %% ../nbs/12_distributed.ipynb #5276fa55
 def workers() -> tuple[int, int]:  # number of this worker, number of workers
@@ -112,6 +112,17 @@ def _shard_stats(file: Path, model: HeadModel, shard: Dataset, **options) -> Hea
         capture(model, _Rows(shard), progress=False, **options).save(file)
     return HeadStats.load(file)
 
+# %% ../nbs/12_distributed.ipynb #62162470
+def _check_rows(dataset: Dataset) -> None:
+    "An error for a data set of which not every row is a prompt"
+    if not isinstance(dataset, Dataset):
+        raise TypeError(f'a Dataset is needed, got a {type(dataset).__name__}: '
+                        'Dataset.from_dict(dict(text=prompts)) makes one')
+    if 'text' not in dataset.column_names:
+        raise ValueError(f"the data set lacks the column 'text'; it has {dataset.column_names}")
+    if not len(dataset): raise ValueError('no prompts: the data set is empty')
+    for i, text in enumerate(dataset['text']): check_prompt(i, text)
+
 # %% ../nbs/12_distributed.ipynb #d233975a
 def capture_shards(model: nn.Module | HeadModel,  # the same on all workers
                    dataset: Dataset,  # columns text (and image)
@@ -124,9 +135,7 @@ def capture_shards(model: nn.Module | HeadModel,  # the same on all workers
     "Statistics over a data set, resumable, on one process or many"
     model = as_head_model(model)
     at_least_one(n_shards=n_shards, batch_size=batch_size)
-    if 'text' not in dataset.column_names:
-        raise ValueError(f"the data set lacks the column 'text'; it has {dataset.column_names}")
-    if not len(dataset): raise ValueError('no prompts: the data set is empty')
+    _check_rows(dataset)
     n_shards = min(n_shards, len(dataset))
     folder = Path(folder)
     _join_folder(folder, _plan(model, dataset, n_shards, positions))

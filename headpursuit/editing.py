@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 import torch
@@ -20,11 +21,11 @@ from fastcore.basics import patch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .dictionary import Concept
+from .dictionary import Concept, check_concept
 from .heads import Head, HeadModel, as_head_model
 from .pursuit import orthonormal_basis
 from .ranking import HeadRanking
-from .store import read_json, read_tensors, whole_file
+from .store import at_least_one, read_json, read_tensors, whole_file
 
 # %% ../nbs/05_editing.ipynb #f937640e
 @dataclass
@@ -34,6 +35,7 @@ class HeadEdit:
     alpha: float | Sequence[float]  # one factor, or one for each head
     provenance: dict = field(default_factory=dict, repr=False)  # where the heads came from
     subspace: Concept | None = field(default=None, kw_only=True)  # change only its part of them
+    rank: int | None = field(default=None, kw_only=True)  # leading directions of it; None: all
 
     def __post_init__(self):
         if isinstance(self.heads, (str, Head)): self.heads = [self.heads]
@@ -42,9 +44,16 @@ class HeadEdit:
         if len(set(self.heads)) < len(self.heads):
             raise ValueError('an edit names a head twice: give each head once')
         self.alphas  # refuses what are no factors
-        if not isinstance(self.subspace, Concept | None):
-            raise TypeError(f'subspace must be a Concept, got {self.subspace!r}: '
-                            'Concept.from_words(name, words, tokenizer) makes one')
+        if self.subspace is not None: check_concept(self.subspace)
+        if self.rank is not None: self._check_rank()
+
+# %% ../nbs/05_editing.ipynb #e41d7a03
+@patch
+def _check_rank(self: HeadEdit) -> None:
+    "An error for a number of directions that cannot be taken"
+    if self.subspace is None:
+        raise ValueError('rank says how much of a subspace is edited: give subspace too')
+    at_least_one(rank=self.rank)
 
 # %% ../nbs/05_editing.ipynb #05a7b06f
 def _factors(alpha: float | Sequence[float]) -> Tensor:  # () or (n,) float64
@@ -104,14 +113,25 @@ def scales(self: HeadEdit,
         v[h.head] = a
     return {layer: out[layer].flatten() for layer in sorted(out)}
 
+# %% ../nbs/05_editing.ipynb #f0c41e7b
+def _leading(atoms: Tensor,  # (n, d) float64
+             rank: int,
+             ) -> Tensor:  # (d, rank) orthonormal columns
+    "The directions in which the atoms have most of their energy; their sign is a convention"
+    Q = torch.linalg.svd(atoms, full_matrices=False).Vh[:rank].T
+    largest = Q.gather(0, Q.abs().argmax(0, keepdim=True))
+    return Q * largest.sign()
+
 # %% ../nbs/05_editing.ipynb #2ebac135
 @patch
 def directions(self: HeadEdit,
                model: HeadModel,  # whose unembedding gives the atoms
                ) -> Tensor:  # (d, r) orthonormal columns
-    "A basis of the span of the subspace's atoms"
-    atoms = model.atoms(self.subspace, fold_norm=model.final_norm is not None).atoms
-    return orthonormal_basis(atoms.double()).float()
+    "A basis of the subspace: the span of the concept's atoms, or its leading directions"
+    fold_norm = model.final_norm is not None
+    atoms = model.atoms(self.subspace, fold_norm=fold_norm).atoms.double()
+    if self.rank is None: return orthonormal_basis(atoms).float()
+    return _leading(atoms - model.mean_row(fold_norm=fold_norm), self.rank).float()
 
 # %% ../nbs/05_editing.ipynb #84a73ca2
 @patch
@@ -271,12 +291,13 @@ def _check_free(folder: Path) -> None:
 def _described(concept: Concept | None) -> dict | None:
     "A concept as JSON, without the report of how it was made"
     if concept is None: return None
-    return dict(name=concept.name, pieces=concept.pieces, words=list(concept.words))
+    return dict(name=concept.name, pieces=concept.pieces, words=list(concept.words),
+                names=concept.names)
 
 # %% ../nbs/05_editing.ipynb #662425ef
 def _concept(about: dict | None) -> Concept | None:
     "The concept that `_described` wrote"
-    return about and Concept(about['name'], about['pieces'], about['words'], pd.DataFrame())
+    return about and Concept(**about, report=pd.DataFrame())
 
 # %% ../nbs/05_editing.ipynb #cffe2dde
 @patch
@@ -290,6 +311,7 @@ def _about(self: HeadEdit, model: HeadModel) -> str:
         model_id=model.model.name_or_path,
         unembedding=_unembedding(model),
         subspace=_described(self.subspace),
+        rank=self.rank,
         provenance=self.provenance), indent=2)
 
 # %% ../nbs/05_editing.ipynb #ad3e202d
@@ -335,7 +357,9 @@ def save(self: HeadEdit,
     config = self._adapter_config(model)
     about = self._about(model)  # before anything is written
     folder.mkdir(parents=True, exist_ok=True)
-    config.save_pretrained(str(folder))
+    with TemporaryDirectory(dir=folder) as part:
+        config.save_pretrained(part)
+        os.replace(Path(part) / 'adapter_config.json', folder / 'adapter_config.json')
     with whole_file(folder / 'adapter_model.safetensors') as part:
         save_file(self._adapter(model), part, metadata=dict(format='pt'))
     with whole_file(folder / 'head_edit.json') as part:
@@ -352,6 +376,8 @@ def _read_about(folder: Path) -> dict:
     if about.get('format') not in ('headpursuit.HeadEdit/1', 'headpursuit.HeadEdit/2'):
         raise ValueError(f'{file} has the format {about.get("format")!r}, '
                          'which this version cannot read: update headpursuit')
+    if missing := {'heads', 'alpha', 'provenance', 'model_id'} - about.keys():
+        raise ValueError(f'{file} does not say {min(missing)!r}: it is damaged')
     return about
 
 # %% ../nbs/05_editing.ipynb #04e5be25
@@ -380,7 +406,7 @@ def load(cls: HeadEdit,
     folder = Path(folder)
     about = _read_about(folder)
     edit = cls(about['heads'], about['alpha'], about['provenance'],
-               subspace=_concept(about.get('subspace')))
+               subspace=_concept(about.get('subspace')), rank=about.get('rank'))
     if model is None: return edit
     model = as_head_model(model)
     _check_model(about, model)

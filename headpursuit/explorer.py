@@ -24,13 +24,13 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .capture import HeadStats, position_mask
+from .capture import HeadStats, position_mask, text_batches
 from .dictionary import Concept, builtin_concepts
 from .editing import HeadEdit
 from .generation import check_text_model, generate
 from .heads import Head, HeadModel, check_prompts
-from .ranking import HeadRanking, atlas, rank_heads
-from .store import whole_file
+from .ranking import HeadRanking, atlas, check_fit, rank_heads
+from .store import at_least_one, whole_file
 
 # %% ../nbs/11_explorer.ipynb #b4efc9a2
 def _lengths(W: Tensor,  # (heads, d, k) write matrices
@@ -62,9 +62,9 @@ def departures(model: HeadModel,  # whose heads
                batch_size: int = 32,  # prompts at once
                ) -> list[tuple[list[str], Tensor]]:  # for each prompt its tokens; (tokens, heads)
     "How far from its mean every head writes at every token of the prompts, special ones left out"
+    check_fit(model, stats)
     out = []
-    for i in range(0, len(prompts), batch_size):
-        batch = model.encode(prompts[i:i + batch_size], padding_side='right')
+    for batch in text_batches(model, prompts, batch_size, padding_side='right'):
         mask = position_mask(model, batch, 'prompt').cpu()
         far = _batch_departures(model, stats, batch)
         for ids, m, f in zip(batch['input_ids'].cpu(), mask, far):
@@ -88,6 +88,7 @@ def strongest_samples(seen: Sequence[tuple[list[str], Tensor]],  # from `departu
                       window: int = 48,  # tokens to show
                       ) -> list[list[tuple[int, int, str]]]:  # prompt, first token, digits (9: far)
     "For each head, the prompts on which it departs most from its mean"
+    at_least_one(n=n, window=window)
     peaks = torch.stack([far.max(0).values for _, far in seen])
     furthest = peaks.max(0).values.clamp_min(1e-30)
     best = peaks.topk(min(n, len(seen)), dim=0).indices.T.tolist()
@@ -113,6 +114,8 @@ def head_similarity(model: HeadModel,  # whose heads
                     rank: int = 8,  # directions kept per head
                     ) -> Tensor:  # (heads, heads), in the order of `model.heads`
     "Cosine between the covariances of what the heads write"
+    check_fit(model, stats)
+    at_least_one(rank=rank)
     strongest = []
     for layer, C in enumerate(stats.covariance):
         W = model.write_matrix(layer).cpu().double()
@@ -152,8 +155,8 @@ def _edit_sets(rankings: Iterable[HeadRanking],  # of the concepts
     "Every combination of the top heads of each concept, small ones first"
     sets = set()
     for r in rankings:
-        for n in range(k):
-            sets |= {tuple(sorted(heads)) for heads in combinations(r.top(k), n + 1)}
+        best = r.top(k)
+        for n in range(1, k + 1): sets |= {tuple(sorted(h)) for h in combinations(best, n)}
     return sorted(sets, key=lambda heads: (len(heads), heads))
 
 # %% ../nbs/11_explorer.ipynb #49763982
@@ -218,7 +221,9 @@ def _repr_html_(self: Explorer) -> str:
     "The page in a frame"
     page = self.page.replace('&', '&amp;').replace("'", '&#39;')  # enough between single quotes
     style = 'width: 100%; height: 900px; border: 0'
-    return f"<iframe title='Head explorer' style='{style}' srcdoc='{page}'></iframe>"
+    instead = ('Head explorer: not shown, because this notebook is not trusted. Run the cell, or '
+               'choose "Trust Notebook" in the command palette.')
+    return f"<iframe title='Head explorer' style='{style}' srcdoc='{page}'>{instead}</iframe>"
 
 # %% ../nbs/11_explorer.ipynb #815f92d5
 def _concepts(model: HeadModel,  # with a tokenizer
@@ -253,13 +258,11 @@ def _check_samples(prompts: Sequence,  # as given by a user
                          'leave prompts out')
 
 # %% ../nbs/11_explorer.ipynb #a7e76528
-def _check_edits(k: int,  # heads of each concept
-                 alphas: Sequence[float],  # factors of the edits
+def _check_edits(alphas: Sequence[float],  # factors of the edits
                  ) -> None:
     "An error for edits that edit nothing, or without end"
-    if k < 1 or not len(alphas) or not np.isfinite(alphas).all():
-        raise ValueError('completions need heads and finite factors, '
-                         f'got k={k} and alphas={list(alphas)}')
+    if not len(alphas) or not np.isfinite(alphas).all():
+        raise ValueError(f'completions need finite factors, got alphas={list(alphas)}')
 
 # %% ../nbs/11_explorer.ipynb #38759c06
 def _key(prompt: str | dict,  # a text, or a dict with `text` and `image`
@@ -364,13 +367,15 @@ def explore(model: HeadModel,  # with a tokenizer
             ) -> Explorer:
     "An interactive page about all heads of a model"
     check_text_model(model)
+    at_least_one(k=k, max_new_tokens=max_new_tokens, n_atoms=n_atoms, n_samples=n_samples,
+                 n_near=n_near)
     concepts = _concepts(model, concepts)
     if prompts is None:
         prompts = []
     else:
         _check_samples(prompts, stats.positions)
     if held_out is not None:
-        _check_edits(k, alphas)
+        _check_edits(alphas)
         _check_held_out(held_out, prompts)
     strings = _Strings()
     rows, rankings = _concept_rows(model, stats, concepts, k)

@@ -17,12 +17,14 @@ import pandas as pd
 from scipy.stats import bootstrap
 
 from .dictionary import plural, word_list
+from .store import at_least_one, check_seed
 
 # %% ../nbs/06_metrics.ipynb #65f8ee54
 def normalize_answer(
     text: str,  # an answer
 ) -> str:
     "Text as SQuAD compares it: lower case, without punctuation and articles"
+    if not isinstance(text, str): raise TypeError(f'an answer must be a text, got {text!r:.50}')
     text = ''.join(c for c in text.lower() if c not in string.punctuation)
     return ' '.join(re.sub(r'\b(a|an|the)\b', ' ', text).split())
 
@@ -212,6 +214,8 @@ def bootstrap_interval(
     seed: int = 0,  # of the resamples
 ) -> tuple[float, float, float]:  # estimate, low, high
     "Mean (or ratio of means, paired) and interval; limits are NaN for one value or a base of zero"
+    at_least_one(n_resamples=n_resamples)
+    check_seed(seed)
     x = np.asarray(values, float)
     if not len(x):
         raise ValueError('no values: an interval needs at least one example')
@@ -220,6 +224,8 @@ def bootstrap_interval(
             f'{len(x)} values but {len(base)} base values: they must be the same examples'
         )
     data = (x,) if base is None else (x, np.asarray(base, float))
+    if not all(np.isfinite(v).all() for v in data):
+        raise ValueError('NaN or infinite values among the examples: leave them out first')
     estimate = float(_mean_ratio(*data))
     if len(x) == 1: return estimate, np.nan, np.nan
     if all(np.ptp(v) == 0 for v in data): return estimate, estimate, estimate

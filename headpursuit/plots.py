@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['use_theme', 'heatmap', 'dose_response', 'effect_plot', 'beside_published', 'matrix', 'token_table', 'thumbnail',
-           'compare_texts']
+           'compare_texts', 'trade_off_plot']
 
 # %% ../nbs/07_plots.ipynb #859bc94e
 import base64
@@ -199,9 +199,9 @@ def effect_plot(table: pd.DataFrame,  # long, effects of one edit per target
 def _with_shares(table: pd.DataFrame,  # columns k and value
                  n_heads: int,  # of the model
                  ) -> pd.DataFrame:
-    "The table with a column share, and with intervals of no width if it has none"
+    "The table with a column share, by its own column n_heads if it has one, and with intervals"
     ends = {c: table.get(c, table.value) for c in ('low', 'high')}
-    return table.assign(share=table.k / n_heads, **ends)
+    return table.assign(share=table.k / table.get('n_heads', n_heads), **ends)
 
 # %% ../nbs/07_plots.ipynb #97db91c1
 def beside_published(paper: pd.DataFrame,  # long: k, value, `series`
@@ -320,3 +320,25 @@ def compare_texts(before: Sequence[str],  # texts of the unedited model
     table = pd.DataFrame({name: list(cells) for name, cells in columns.items()})
     ignore = 'mathjax_ignore tex2jax_ignore'  # dollars are dollars
     return HTML(table.to_html(escape=False, index=False, classes=ignore))
+
+# %% ../nbs/07_plots.ipynb #5e7a91c4
+def trade_off_plot(
+    curve: pd.DataFrame,  # columns k, target, others and chosen, such as `fit.trade_off` returns
+    *,
+    target: float,  # most that may be left of the concept
+    others: float,  # least that must be left of the rest
+    ax: plt.Axes | None = None,  # default: a new one
+) -> plt.Axes:
+    "What every edit leaves of a concept against what it leaves of others"
+    if ax is None: _, ax = plt.subplots(figsize=(4.5, 3.2))
+    shown = curve.dropna(subset=['target', 'others'])
+    ax.axvspan(others, 1.05, ymax=(target + .05) / 1.15, color='.5', alpha=.15, lw=0)
+    ax.scatter(shown['others'], shown['target'], s=18, alpha=.6)
+    for _, row in shown.iterrows():
+        ax.annotate(f'{row["k"]:g}', (row['others'], row['target']), fontsize=7,
+                    xytext=(3, 3), textcoords='offset points')
+    best = shown[shown['chosen']]
+    ax.scatter(best['others'], best['target'], s=90, facecolors='none', edgecolors='C3', lw=1.5)
+    ax.set(xlabel='left of the others', ylabel='left of the concept',
+           xlim=(-.05, 1.05), ylim=(-.05, 1.1))
+    return ax

@@ -15,6 +15,8 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
+from .store import at_least_one
+
 # %% ../nbs/00_pursuit.ipynb #a4af1f42
 @dataclass
 class Pursuit:
@@ -101,7 +103,7 @@ def _inputs(H,  # (..., n, d) signals; with `W`: (..., n, k) their coordinates
     if width != D.shape[1]:
         raise ValueError(f'signals have width {width} but atoms have width {D.shape[1]}: '
                          'they must live in the same space')
-    if n_atoms < 1: raise ValueError(f'n_atoms must be at least 1, got {n_atoms}')
+    at_least_one(n_atoms=n_atoms)
     if rule not in _POWER: raise ValueError(f"rule must be 'magnitude' or 'energy', got {rule!r}")
     return H, D.to(H.device), min(n_atoms, len(D)), W
 
@@ -266,6 +268,21 @@ def _atoms(D: Tensor,  # (v, d) dictionary
         atoms = _Atoms(atoms.unit(), (lengths > 0).double(), weight)
     return atoms
 
+# %% ../nbs/00_pursuit.ipynb #9df97b5c
+def _exact_step(U: Tensor,  # (v, d) unit atoms
+                signals: _Signals,
+                near: Tensor,  # (h,) heads whose winner nearly depends on what they chose before
+                support: Tensor,  # (h, t) what they chose, and the winner
+                ) -> tuple[Tensor, Tensor]:  # (h, v) the column g, (h, n) R q
+    "A step of `_sweep` without its updates"
+    Q = torch.linalg.qr(U[support[:, :-1]].mT).Q
+    q = U[support[:, -1:]]
+    for _ in range(2): q = q - (q @ Q) @ Q.mT
+    q = q / torch.linalg.vector_norm(q, dim=2, keepdim=True)
+    part = q @ signals.M[near]
+    if signals.Y is not None: part = part @ signals.Y[near].mT
+    return (q @ U.T)[:, 0], part[:, 0]
+
 # %% ../nbs/00_pursuit.ipynb #891acb23
 def _sweep(atoms: _Atoms,
            signals: _Signals,
@@ -283,11 +300,16 @@ def _sweep(atoms: _Atoms,
     for t in range(n_atoms):
         score = torch.linalg.vector_norm(A, ord=signals.power, dim=2).pow_(signals.power)
         p = _best(score.mul_(atoms.weight), left)
-        rho = left[heads, p].clamp_min(1e-10).sqrt()[:, None]
+        rest = left[heads, p]  # of the winner, outside the span
+        rho = rest.clamp_min(1e-10).sqrt()[:, None]
         earlier = G[heads, :t, p]  # g_s[p]
         cosines = U[p] @ U.T if gram is None else gram[p]
         g = (cosines - (earlier[:, None] @ G[:, :t])[:, 0]) / rho
         part = A[heads, p] / rho  # R q
+        near = ((rest < 1e-5) & _outside(rest, A.dtype)).nonzero()[:, 0]
+        if len(near):
+            support = torch.stack([*(s[0] for s in steps), p], 1)
+            g[near], part[near] = _exact_step(U, signals, near, support[near])
         steps.append((p, part.square().sum(1), _outside(left, A.dtype).any(1)))
         A.baddbmm_(g[:, :, None], part[:, None], alpha=-1)
         left.addcmul_(g, g, value=-1)
@@ -574,7 +596,7 @@ def omp(
 def orthonormal_basis(D: Tensor,  # (v, d) atoms
                       ) -> Tensor:  # (d, rank)
     "An orthonormal basis of the atoms' span (zero, duplicate and dependent atoms add nothing)"
-    U, _ = _unit(D.double())
+    U, _ = _unit(_finite(D, 'D (the atoms)').double())
     V, s, _ = torch.linalg.svd(U.T, full_matrices=False)
     return V[:, _outside((s / s.max()).square(), s.dtype)].to(D.dtype)
 
@@ -587,7 +609,7 @@ def projection_score(C: Tensor,  # (..., k, k) covariance of z, one or many head
     total = ((W.mT @ W) * C).sum((-2, -1))
     P = orthonormal_basis(D).T @ W
     inside = ((P @ C) * P).sum((-2, -1))
-    return torch.where(total > 0, inside / total, torch.zeros_like(total)).clamp(0, 1)
+    return torch.where(total <= 0, 0., inside / total).clamp(0, 1)  # NaN stays NaN
 
 # %% ../nbs/00_pursuit.ipynb #ab00005d
 def _root(C: Tensor,  # (heads, k, k) covariances

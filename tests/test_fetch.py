@@ -15,6 +15,7 @@ import torch
 import transformers as tf
 
 from headpursuit import fetch
+from headpursuit.cli import main
 from headpursuit.fetch import SMOLLM2, Origin, cache_folder, fetch_model, fetch_smollm2, small_path
 from headpursuit.heads import HeadModel
 
@@ -236,6 +237,16 @@ def test_the_usual_folder(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='headpursuit fetch smollm2'): small_path()
     hub_snapshot(tmp_path / SMOLLM2.name)
     assert small_path() == fetch_smollm2() == tmp_path / SMOLLM2.name
+
+
+@pytest.mark.parametrize('typed', [
+    ['demo', '--model', 'small'], ['reproduce', 'atlas', '--preset', 'small']])
+def test_commands_say_how_to_fetch(tmp_path, monkeypatch, capsys, typed):
+    monkeypatch.setenv('HEADPURSUIT_CACHE', str(tmp_path / 'empty'))
+    with pytest.raises(SystemExit) as end: main([*typed, '--out', str(tmp_path / 'out')])
+    assert end.value.code == 2
+    assert 'headpursuit fetch smollm2' in capsys.readouterr().err
+    assert not (tmp_path / 'out' / 'atlas.ipynb').exists()
 
 
 @pytest.fixture(scope='module')

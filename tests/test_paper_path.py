@@ -19,13 +19,16 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Va
 from papermill.exceptions import PapermillExecutionError
 
 from headpursuit.cli import main
-from headpursuit.dictionary import builtin_concepts
+from headpursuit.capture import capture
+from headpursuit.dictionary import Concept, builtin_concepts
 from headpursuit.editing import HeadEdit
-from headpursuit.experiments import CONDITION
+from headpursuit.experiments import CONDITION, selections
 from headpursuit.generation import off_target
 from headpursuit.heads import HeadModel
-from headpursuit.material import IMAGE_MARKS, model_family
+from headpursuit.material import captioning, image_classification, question_answering, toxicity
+from headpursuit.plan import plan
 from headpursuit.presets import SETTINGS, load_model
+from headpursuit.ranking import rank_heads
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt
@@ -40,6 +43,8 @@ CLASSES = dict(
     dtd=['banded', 'dotted'],
     gtsrb=['red and white circle 20 kph speed limit', 'stop'],
 )
+TEMPLATES = dict(llava_next='llava_mistral', llava_next_vicuna='llava_vicuna',
+                 gemma3_vision='gemma', qwen2_5_vl='qwen')
 SPOKEN = [f' {w}' for c in ('countries', 'insults', 'colours', 'sentiments_positive',
                             'sentiments_negative', 'quantities') for w in WORDS[c]]
 
@@ -110,6 +115,8 @@ def save(model, processor, folder):
 
 class QwenProcessor:
     "What Qwen's processor does with images and text; the real one needs torchvision to load"
+    chat_template = tiny.CHAT_TEMPLATES['qwen']
+
     def __init__(self):
         self.tokenizer = copy.deepcopy(tiny.TOK)
         self.images = tf.Qwen2VLImageProcessorPil(
@@ -125,6 +132,10 @@ class QwenProcessor:
         kinds = (batch['input_ids'] == tiny.ID(mark)).int()
         return dict(batch, **x, mm_token_type_ids=kinds)
 
+    def apply_chat_template(self, turns, **options):
+        return self.tokenizer.apply_chat_template(
+            turns, chat_template=self.chat_template, **options)
+
     def save_pretrained(self, folder): self.tokenizer.save_pretrained(folder)
 
 
@@ -134,7 +145,9 @@ def vision_model(family):
     if family.endswith('_vicuna'): config.text_config = tf.LlamaConfig(**tiny.TEXT)
     torch.manual_seed(0)
     model = tf.AutoModelForImageTextToText.from_config(config)
-    return tiny.randomise(model), processor or QwenProcessor()
+    processor = copy.deepcopy(processor) or QwenProcessor()
+    processor.chat_template = tiny.CHAT_TEMPLATES[TEMPLATES[family]]
+    return tiny.randomise(model), processor
 
 
 @pytest.fixture(scope='module')
@@ -147,7 +160,9 @@ def data(tmp_path_factory):
 @pytest.fixture(scope='module')
 def mistral(tmp_path_factory):
     folder = tmp_path_factory.mktemp('mistral')
-    save(tiny.text_model('mistral'), tiny.TOK, folder)
+    tokenizer = tiny.with_bos(tiny.TOK)
+    tokenizer.chat_template = tiny.CHAT_TEMPLATES['mistral']
+    save(tiny.text_model('mistral'), tokenizer, folder)
     return folder
 
 
@@ -197,6 +212,95 @@ def run(experiment, out=None, /, **parameters):
     return table
 
 
+@pytest.fixture
+def written(monkeypatch):
+    "How many texts are written: a list of the rows of each batch"
+    rows = []
+    write = tf.GenerationMixin.generate
+    def counting(self, *args, **kwargs):
+        rows.append(len(kwargs['input_ids']))
+        return write(self, *args, **kwargs)
+    monkeypatch.setattr(tf.GenerationMixin, 'generate', counting)
+    return rows
+
+
+def check_plan(written, name, **size):
+    "The plan's number of texts, of which a run saves those of edits that two finders share"
+    planned = plan(name, **size).generations
+    assert planned / 2 <= sum(written) <= planned, (sum(written), planned)
+
+
+QA = ('Answer the following question in 1-3 words only. Do not provide any additional explanation '
+      'for your answer. Question: {} Answer:')
+MARKS = {  # of one turn of a user with a picture, as the real checkpoints write it
+    'llava_next': '[INST] <image>\n{} [/INST]',
+    'llava_next_vicuna': 'USER: <image>\n{} ASSISTANT:',
+    'gemma3_vision': '<s><start_of_turn>user\n<start_of_image>{}<end_of_turn>\n'
+                     '<start_of_turn>model\n',
+    'qwen2_5_vl': '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n'
+                  '<|vision_start|><|image_pad|><|vision_end|>{}<|im_end|>\n'
+                  '<|im_start|>assistant\n'}
+CAPTION = dict(
+    llava_next='Provide a one-sentence caption for the provided image.',
+    gemma3_vision='Provide a short, single-line description of this image. '
+                  'Respond only with the description.',
+    qwen2_5_vl='Provide a short, single-line description of this image.')
+
+
+def texts(prompts): return [p['text'] for p in prompts]
+
+
+def contents(prompts): return [p['text'][slice(*p['content'])] for p in prompts]
+
+
+def test_text_prompts_as_sent(mistral, data):
+    model = load_model('paper', 'text', str(mistral))
+    here = dict(folder=str(data), model=model, n_train=4, n_test=2)
+    qa = question_answering('paper', **here)
+    assert all(q.startswith('Which item is number') for q in contents(qa.train))
+    assert texts(qa.train) == [f'<s>[INST] {QA.format(q)} [/INST]' for q in contents(qa.train)]
+    bare = question_answering('paper', chat=False, **here)
+    assert texts(bare.train) == [QA.format(q) for q in contents(qa.train)]
+    rtp = toxicity('paper', 'rtp', **here).test.prompt
+    lead = "Please complete the text, but don't say anything nice: "
+    assert texts(rtp) == [f'<s>[INST] {lead}{x} [/INST]' for x in contents(rtp)]
+    tet = toxicity('paper', 'tet', **here).test.prompt
+    assert texts(tet) == [f'<s>[INST] {x} [/INST]' for x in contents(tet)]
+    ids = model.encode(qa.train)['input_ids']
+    assert (ids == model.tokenizer.bos_token_id).sum(1).tolist() == [1] * 4
+    assert capture(model, qa.train, progress=False).positions == 'content'
+
+
+def test_picture_prompts_as_sent(seeing, data):
+    model = load_model('paper', 'vision', str(seeing))
+    family = next(f for f in MARKS if seeing.name.startswith(f'{f}0'))
+    here = dict(folder=str(data), model=model, n_train=1, n_test=1)
+    digits = image_classification('paper', ['mnist'], **here)['mnist'].train
+    asked = ('What digit is depicted in this image? Answer EXACTLY with one of the following class '
+             'names only: 0, 1, 2. Answer:')
+    assert texts(digits) == [MARKS[family].format(asked)]
+    said = CAPTION[family.removesuffix('_vicuna')]
+    shown = captioning('paper', **here)
+    assert texts(shown.train) == [MARKS[family].format(said)] and contents(shown.train) == [said]
+    mark = model.image_mark
+    bare = captioning('paper', chat=False, **here)
+    assert texts(bare.train) == [f'{mark} {said}']
+    assert capture(model, shown.train * 2, progress=False).positions == 'image'
+
+
+def test_a_concept_that_lost_its_words_stops_the_run(mistral):
+    model = load_model('paper', 'text', str(mistral))
+    few = Concept.from_words('few', ['France', 'Xyzzyland', 'Quxistan'], model.tokenizer)
+    stats = capture(model, ['one', 'two', 'three'], progress=False)
+    with pytest.warns(UserWarning, match="only 1 atoms: .*'Xyzzyland'.*multi='word'"):
+        rank_heads(model, stats, few)
+    with pytest.raises(ValueError, match="multi='word'"):
+        selections(model, stats, dict(few=few), ks=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        rank_heads(model, stats, Concept.from_words('all', ['France', 'Spain'], model.tokenizer))
+
+
 def test_atlas(mistral, data, tmp_path):
     table = run('atlas', tmp_path, model_id=str(mistral), folder=str(data), n_train=6, n_atoms=3)
     assert list(table) == ['layer', 'head', 'step', 'token', 'token_id', 'explained']
@@ -211,7 +315,7 @@ def test_question_answering(mistral, data, tmp_path):
 
 
 @pytest.mark.parametrize('name', ['rtp', 'tet'])
-def test_toxicity(name, mistral, data, classifier, tmp_path):
+def test_toxicity(name, mistral, data, classifier, tmp_path, written):
     words = WORDS['insults'][:4] + ['secret', 'number']
     table = run('toxicity', tmp_path, name=name, model_id=str(mistral),
                 classifier_id=str(classifier), folder=str(data), toxic_words=words, ks=[1, 2],
@@ -220,6 +324,8 @@ def test_toxicity(name, mistral, data, classifier, tmp_path):
     assert list(table) == [*CONDITION, 'sample', 'text', *counted]
     assert set(table.selection) == {'none', 'SOMP', 'logit lens', 'random'}
     assert set(table.toxic) <= {0., 1.}
+    check_plan(written, 'toxicity', model_id=str(mistral), data=name, ks=(1, 2), n_train=6,
+               n_test=4, n_draws=2)
 
 
 @pytest.mark.slow
@@ -231,11 +337,12 @@ def test_image_classification(seeing, data, tmp_path):
 
 
 @pytest.mark.slow
-def test_captioning(seeing, data, tmp_path):
+def test_captioning(seeing, data, tmp_path, written):
     table = run('captioning', tmp_path, model_id=str(seeing), folder=str(data), ks=[1],
                 n_train=3, n_test=3, n_draws=1)
     assert list(table) == [*CONDITION, 'sample', 'text']
     assert set(table.target) - {''} == {'colours', 'sentiments', 'quantities'}
+    check_plan(written, 'captioning', model_id=str(seeing), ks=(1,), n_train=3, n_test=3, n_draws=1)
 
 
 @pytest.mark.slow
@@ -247,7 +354,8 @@ def test_strength(seeing, data, tmp_path):
 
 def test_off_target_counts_the_answer_alone(seeing):
     model = load_model('paper', 'vision', str(seeing))
-    prompt = f'{IMAGE_MARKS[model_family(model)]} The sky'
+    asked = dict(text='The sky', image=tiny.image())
+    prompt = model.as_sent([asked], chat=False)[0]['text']
     sample = dict(text=prompt, image=tiny.image(), answer='is blue, go on')
     edit = HeadEdit(['0.1', '1.2'], -1)
     moved = off_target(model, [sample, dict(sample, answer='is')], edit, batch_size=1).iloc[0]

@@ -131,6 +131,54 @@ def test_size_offset_and_near_dependence_change_nothing(
     same_or_tied(somp(H, D, p['t'], **options), H, D, p['t'], **options)
 
 
+@settings(max_examples=120, deadline=None)
+@given(
+    problem, rules,
+    st.sampled_from([1e-25, 1., 1e18]),  # size of z
+    st.sampled_from([1e-12, 1., 1e9]),  # size of the output matrices
+    st.sampled_from([1e-25, 1., 1e18]),  # size of the atoms
+    st.sampled_from([0., 1e4]),  # offset of z, in its own size
+    st.sampled_from([None, 1e-2, 1e-4, 1e-8]),  # half of the atoms lean on the others, so far off
+    st.sampled_from([torch.float32, torch.float64]),
+)
+def test_size_offset_and_near_dependence_change_nothing_for_many_heads(
+        p, rule, size, width, length, offset, lean, dtype):
+    Z, _, D = draw(**p)
+    half = len(D) // 2
+    if lean: D[half:2 * half] = D[:half] + lean * D[half:2 * half]
+    D = (length * D).to(dtype)
+    Z = (size * torch.stack([Z + offset, Z.flip(0), 0 * Z])).to(dtype)
+    W = (width * normal(3, p['d'], p['k'], seed=p['seed'])).to(dtype)
+    unit_atoms = dict(unit_atoms=p['unit_atoms'])
+    if rule == 'energy':
+        X = Z.double() - Z.double().mean(1, keepdim=True)
+        many = somp_moments(X.mT @ X, W, D, p['t'], **unit_atoms)
+    else:
+        many = somp_samples(Z, W, D, p['t'], **unit_atoms)
+    assert (many.support[2] == -1).all()
+    for i in range(2):
+        s = many.support[i][many.support[i] >= 0]
+        H = Z[i].double() @ W[i].double().T
+        head = Pursuit(s, many.explained[i, :len(s)])
+        same_or_tied(head, H, D, p['t'], rule=rule, **unit_atoms)
+
+
+@settings(max_examples=60, deadline=None)
+@given(problem, st.sampled_from([2.**-83, 2.**60]), st.sampled_from([2.**-83, 2.**60]))
+def test_one_signal_and_scores_do_not_know_sizes(p, size, length):
+    "Powers of two, which change no digit: equal to the last bit"
+    Z, W, D = draw(**p)
+    h = Z[0] @ W.T
+    for pursue in (omp, matching_pursuit):
+        one, other = pursue(h, D, p['t']), pursue(size * h, length * D, p['t'])
+        assert one.support.tolist() == other.support.tolist()
+        torch.testing.assert_close(one.explained, other.explained, atol=1e-12, rtol=0)
+    C = (Z.mT @ Z)[None]
+    one, other = (projection_score(a * C, b * W[None], c * D) for a, b, c in (
+        (1, 1, 1), (size, length, size)))
+    torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**31), rules, st.sampled_from([1e-5, 1e-7, 1e-9, 1e-12]))
 def test_near_ties_are_decided_as_in_double(seed, rule, apart):

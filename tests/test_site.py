@@ -24,10 +24,31 @@ SOUND = '''() => {
     pictures: images.length,
     formulas: all('math').length,
     nameless: all('button, input, select, iframe').filter(e => !named(e)).length,
-    wide: document.documentElement.scrollWidth - innerWidth,
+    wide: document.documentElement.scrollWidth - screen.width,
     ids: all('[id]').map(e => e.id),
     links: [...document.links].map(a => a.getAttribute('href')),
   };
+}'''
+# What is wider or higher than its place, and how a reader would know: by the shade of styles.css
+# at the edge, which two of its background's layers paint, or by a bar to scroll with.
+CUT_OFF = '''() => {
+  const inside = [...document.querySelectorAll('main *')];
+  const shows = e => {
+    const style = getComputedStyle(e), size = e.getBoundingClientRect();
+    const shade = style.backgroundImage.split('gradient(').length > 4
+      && style.backgroundAttachment.includes('local');
+    return {wide: shade || e.offsetHeight - e.clientHeight > 5,
+            high: shade || e.offsetWidth - e.clientWidth > 5};
+  };
+  return inside.filter(e => {
+    if (!e.clientWidth || e.closest('math, iframe, svg')) return false;  // inline, or moved whole
+    const style = getComputedStyle(e);
+    const wide = e.scrollWidth > e.clientWidth + 1, high = e.scrollHeight > e.clientHeight + 1;
+    const moves = side => ['auto', 'scroll'].includes(style['overflow' + side]);
+    const shut = side => ['hidden', 'clip'].includes(style['overflow' + side]);
+    return wide && (shut('X') || moves('X') && !shows(e).wide)
+      || high && (shut('Y') && !moves('X') || moves('Y') && !shows(e).high);
+  }).map(e => [e.tagName, e.className, e.innerText.slice(0, 60)]);
 }'''
 BLOB = 'https://github.com/headpursuit/headpursuit/blob/main/'
 sizes = pytest.mark.parametrize('width', [1280, 390])
@@ -45,7 +66,8 @@ def site(chromium, tmp_path_factory):
 
 
 def pages(site):
-    return sorted(site.rglob('*.html'))
+    "All pages but those of the explorers, which a page of the site frames"
+    return [file for file in sorted(site.rglob('*.html')) if not file.stem.startswith('explorer_')]
 
 
 @pytest.fixture(scope='module')
@@ -94,6 +116,106 @@ def test_every_page_renders(site, visit, width):
     assert pictures > 50 and formulas > 50
 
 
+@sizes
+@pytest.mark.parametrize('room', ['learn', 'experiments', 'howto', '.', 'bench', 'pocket', 'dev'])
+def test_no_block_is_cut_off(site, visit, room, width):
+    for file in pages(site):
+        if file.parent != site / room: continue
+        cut = visit(file, width)[0].evaluate(CUT_OFF)
+        assert not cut, (file.relative_to(site), cut)
+
+
+@pytest.mark.parametrize('style, seen', [
+    ('', 0),
+    ('width: 50px; overflow: hidden', 1),
+    ('width: 50px; overflow-x: auto; scrollbar-width: none', 1),
+    ('width: 50px; overflow-x: auto; background: '
+     + ', '.join(['linear-gradient(red, blue) local'] * 4), 0),
+])
+def test_what_is_cut_off_is_found(new_page, style, seen):
+    page, _ = new_page(390)
+    page.set_content(f'<main><div style="{style}"><p style="width: 200px">text</p></div></main>')
+    assert len(page.evaluate(CUT_OFF)) == seen
+
+
+def test_code_has_900_pixels(site, visit):
+    for name in ('learn/reading_one_head.html', 'experiments/captioning.html', 'pursuit.html'):
+        page, _ = visit(site / name, 1280)
+        blocks = page.locator('div.sourceCode:visible')
+        widths = blocks.evaluate_all('e => e.map(x => x.offsetWidth)')
+        assert widths and min(widths) >= 900, (name, widths)
+
+
+def test_figures_stand_on_a_card_in_the_dark(site, visit):
+    page, _ = visit(site / 'learn' / 'reading_one_head.html', 1280, 'dark')
+    cards = page.locator('figure :has(> img)').evaluate_all(
+        'e => e.map(x => getComputedStyle(x).backgroundColor)')
+    assert cards and all(min(map(int, re.findall(r'\d+', card)[:3])) > 180 for card in cards), cards
+
+
+def test_figures_are_large_enough_on_a_phone(site, visit):
+    page, _ = visit(site / 'experiments' / 'captioning.html', 390)
+    sizes = page.locator('figure img').evaluate_all('e => e.map(x => [x.width, x.naturalWidth])')
+    assert sizes and all(shown >= min(own, 550) for shown, own in sizes), sizes
+
+
+def test_types_are_whole_on_a_phone(site, visit):
+    page, _ = visit(site / 'heads.html', 390)
+    heights = page.locator('.parameters td:nth-child(2) > code').evaluate_all(
+        'e => e.map(x => [x.innerText, x.getClientRects().length])')
+    broken = [text for text, lines in heights if lines > 1 and len(text) < 30]
+    assert len(heights) > 10 and not broken, broken
+
+
+def test_code_of_figures_is_folded(site, visit):
+    page, _ = visit(site / 'experiments' / 'captioning.html', 1280)
+    folded = page.locator('.cell:has(figure) details.code-fold')
+    assert folded.count() == page.locator('.cell:has(figure)').count() > 2
+    code = folded.first.locator('.sourceCode').first
+    assert not code.is_visible()
+    folded.first.locator('summary').click()
+    assert code.is_visible()
+
+
+def test_a_term_tells_its_meaning_to_mouse_and_keyboard(site, visit):
+    page, _ = visit(site / 'learn' / 'reading_one_head.html', 1280)
+    term = page.locator('a.term').first
+    shown = "e => getComputedStyle(e, '::after').content.replaceAll('\"', '')"
+    meaning = term.get_attribute('data-meaning')
+    assert term.evaluate(shown) == 'none' and len(meaning) > 20
+    term.focus()
+    page.keyboard.press('Shift+Tab')
+    page.keyboard.press('Tab')
+    assert term.evaluate(shown) == meaning
+    page.mouse.move(0, 0)
+    page.keyboard.press('Tab')
+    assert term.evaluate(shown) == 'none'
+    term.hover()
+    assert term.evaluate(shown) == meaning
+    targets = page.locator('a.term').evaluate_all('e => e.map(x => x.href)')
+    assert len(targets) == len(set(targets))
+
+
+def test_terms_are_bold_in_the_glossary(site, visit):
+    page, _ = visit(site / 'glossary.html', 1280)
+    assert page.locator('main b[id]').count() > 40 and not page.locator('main a.term').count()
+
+
+@sizes
+def test_explorers_have_a_page(site, visit, width):
+    page, wrong = visit(site / 'index.html', width)
+    with page.expect_navigation():
+        page.locator('header').get_by_role('link', name='Explorer').click()
+    frame = page.frame_locator('iframe')
+    frame.locator('[data-head="70"]').wait_for()
+    assert page.locator('iframe').bounding_box()['width'] > .85 * width
+    page.get_by_role('link', name='Vision model').click()
+    frame.get_by_text('vision: ').first.wait_for()
+    for link in page.locator('.models a').all():
+        assert (site / link.get_attribute('href')).exists()
+    assert (site / 'explorer_vision.html').stat().st_size < 3e6 and not wrong
+
+
 def test_no_broken_links(site, visit):
     found = {file: visit(file, 1280)[0].evaluate(SOUND) for file in pages(site)}
     for file, page in found.items():
@@ -135,6 +257,9 @@ def test_search_finds_matching_pursuit(site, visit, width):
     page.keyboard.type('matching pursuit')
     page.locator('#results li a').first.wait_for()
     assert any('Matching pursuit' in t for t in page.locator('#results li a').all_inner_texts())
+    page.locator('#search').fill('editing heads')
+    assert page.locator('#results li a').first.inner_text() == 'Editing heads'
+    page.locator('#search').fill('matching pursuit')
     page.keyboard.press('ArrowDown')
     with page.expect_navigation(): page.keyboard.press('Enter')
     assert 'matching pursuit' in page.locator('main').inner_text().lower() and not wrong
@@ -186,9 +311,12 @@ def test_every_page_can_be_taken_home(site, visit):
     for file in pages(site):
         page, _ = visit(file, 1280)
         links = page.locator('.code-links a')
-        assert links.all_inner_texts() == ['Open in Colab', 'Download notebook'], file.name
-        download = unquote(links.nth(1).evaluate('a => a.href').removeprefix('file://'))
+        assert links.all_inner_texts()[-1] == 'Download notebook', file.name
+        download = unquote(links.last.evaluate('a => a.href').removeprefix('file://'))
         assert Path(download).suffix == '.ipynb'
+        installs = 'google.colab' in Path(download).read_text(encoding='utf-8')
+        offers = links.first.inner_text() == 'Open in Colab'
+        assert offers <= installs, f'{file.name}: Colab would find no library there'
 
 
 def test_from_the_first_page_to_an_edited_head_of_an_own_model(site, visit, tmp_path):

@@ -1,4 +1,5 @@
 "Tiny randomly initialised models of every supported family: the real classes, no download"
+import copy
 import json
 
 import numpy as np
@@ -6,7 +7,8 @@ import torch
 import transformers as tf
 from gguf import GGMLQuantizationType, GGUFWriter, quants
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers)
 
 SPECIAL = ['<unk>', '<s>', '</s>', '<pad>', '<image>',
            '<|vision_start|>', '<|vision_end|>', '<|image_pad|>', '<|video_pad|>',
@@ -54,6 +56,26 @@ def llama_tokenizer():
     t.decoder = decoders.Sequence([decoders.Replace('▁', ' '), decoders.ByteFallback(),
                                    decoders.Fuse(), decoders.Strip(' ', 1, 0)])
     return tf.PreTrainedTokenizerFast(tokenizer_object=t, **ROLES)
+
+
+def gemma_like_tokenizer():
+    "Spaces are written as ▁ and none is put before a text; BOS is"
+    t = Tokenizer(models.BPE(unk_token='<unk>', byte_fallback=False))
+    t.normalizer = normalizers.Replace(' ', '▁')
+    t.pre_tokenizer = pre_tokenizers.Split('▁', 'merged_with_next')
+    t.decoder = decoders.Replace('▁', ' ')
+    t.train_from_iterator(CORPUS, trainers.BpeTrainer(
+        vocab_size=300, special_tokens=SPECIAL, show_progress=False,
+        initial_alphabet=[chr(i) for i in range(32, 127)] + ['\n']))
+    return with_bos(tf.PreTrainedTokenizerFast(tokenizer_object=t, **ROLES, pad_token='<pad>'))
+
+
+def with_bos(tokenizer):
+    "The same tokenizer, which puts BOS before every text"
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single='<s> $A', special_tokens=[('<s>', tokenizer.bos_token_id)])
+    return tokenizer
 
 
 TOK = tokenizer()
@@ -223,6 +245,42 @@ def vision_model(family: str):
     model = tf.AutoModelForImageTextToText.from_config(config, attn_implementation='eager')
     return randomise(model).eval(), inputs, processor
 
+
+def _turns(user, answer, first='', last=''):
+    "A template from what the turns of user and model look like"
+    turn = f"{{% if m['role'] == 'user' %}}{user}{{% else %}}{answer}{{% endif %}}"
+    return (f"{first}{{% for m in messages %}}{turn}{{% endfor %}}"
+            f"{{% if add_generation_prompt %}}{last}{{% endif %}}")
+
+
+def _parts(image, text="{{ c['text'] }}"):
+    "A user's content, which is a text or a list of pictures and texts"
+    return ("{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
+            f"{{% if c['type'] == 'image' %}}{image}{{% else %}}{text}{{% endif %}}{{% endfor %}}"
+            "{% endif %}")
+
+
+def _system(text): return f"{{{{ '<|im_start|>system\n{text}<|im_end|>\n' }}}}"
+
+
+ANSWER = "{{ m['content'] + eos_token }}"
+IM_END = "{{ '<|im_end|>\n' }}"
+IM_ANSWER = "{{ '<|im_start|>assistant\n' }}"
+QWEN_IMAGE = '<|vision_start|><|image_pad|><|vision_end|>'
+GEMMA_END = "{{ '<end_of_turn>\n' }}"
+SMOLLM = 'You are a helpful AI assistant named SmolLM, trained by Hugging Face'
+CHAT_TEMPLATES = dict(  # what the templates of the real checkpoints write
+    mistral=_turns("{{ '[INST] ' + m['content'] + ' [/INST]' }}", ANSWER, '{{ bos_token }}'),
+    llava_mistral=_turns('[INST] ' + _parts("{{ '<image>\n' }}") + ' [/INST]', ANSWER),
+    llava_vicuna=_turns('USER: ' + _parts("{{ '<image>\n' }}") + ' ', ANSWER, last='ASSISTANT:'),
+    gemma=_turns("{{ '<start_of_turn>user\n' }}" + _parts('<start_of_image>',
+                 "{{ c['text'] | trim }}") + GEMMA_END, ANSWER, '{{ bos_token }}',
+                 "{{ '<start_of_turn>model\n' }}"),
+    qwen=_turns("{{ '<|im_start|>user\n' }}" + _parts(QWEN_IMAGE) + IM_END, ANSWER,
+                _system('You are a helpful assistant.'), IM_ANSWER),
+    smollm2=_turns("{{ '<|im_start|>user\n' + m['content'] }}" + IM_END, ANSWER,
+                   _system(SMOLLM), IM_ANSWER),
+)
 
 CHAT = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
 LAYER = {'attn_norm': 'input_layernorm', 'ffn_norm': 'post_attention_layernorm',

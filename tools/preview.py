@@ -34,11 +34,12 @@ CELL_OPTIONS = {
 }
 FRONT_MATTER = {
     "title", "description", "output-file", "skip_showdoc", "skip_exec", "toc", "image", "author",
-    "date", "code-links",
+    "date", "code-links", "page-layout", "sidebar",
 }
 OUTPUT_KINDS = (
     "text/html", "image/svg+xml", "image/png", "image/jpeg", "text/markdown", "text/plain",
 )
+SUMMARY = "Show the code"  # `code-summary` of _quarto.yml
 SUFFIX = {"image/svg+xml": "svg", "image/png": "png", "image/jpeg": "jpg"}
 
 
@@ -115,7 +116,7 @@ def output_markdown(
     asis = options.get("output") == "asis"
     if output["output_type"] == "stream":
         body = text(output["text"])
-        return body if asis else fence(body, "{.cell-output " + f".{output['name']}" + "}")
+        return body if asis else fence(body, "")
     data = output.get("data", {})
     kind = next((k for k in OUTPUT_KINDS if k in data), None)
     if kind is None or any("widget" in k for k in data):
@@ -124,8 +125,17 @@ def output_markdown(
     body = text(data[kind])
     if kind == "text/markdown": return body
     if kind == "text/html": return fence(body, "{=html}")
-    if kind == "text/plain": return body if asis else fence(body, "{.cell-output}")
+    if kind == "text/plain": return body if asis else fence(body, "")
     return picture_markdown(kind, body, options, page, stem)
+
+
+def in_box(
+    block: str,    # markdown of an output
+    output: dict,  # as the notebook stores it
+) -> str:
+    "The output in a box of the classes that Quarto gives it"
+    name = output.get("name", "display")
+    return f":::: {{.cell-output .cell-output-{name}}}\n{block}\n::::"
 
 
 def labelled(
@@ -138,7 +148,7 @@ def labelled(
     caption = options.get("fig-cap") or options.get("tbl-cap") or ""
     wanted = "![](" if label.startswith("fig-") else "{=html}"
     i = next((i for i, block in enumerate(blocks) if wanted in block), len(blocks) - 1)
-    block = f":::: {{#{label}}}\n{blocks[i]}\n\n{caption}\n::::"
+    block = f"::: {{#{label}}}\n{blocks[i]}\n\n{caption}\n:::"
     return [*blocks[:i], block, *blocks[i + 1:]]
 
 
@@ -148,9 +158,12 @@ def shown_code(
 ) -> str:
     "The code as a block, folded if the cell asks for it"
     shown = fence(code, "{.python}")
-    if not options.get("code-fold"): return shown
-    summary = html.escape(options.get("code-summary", "Code"))
-    return f"<details><summary>{summary}</summary>\n\n{shown}\n\n</details>"
+    fold = options.get("code-fold")
+    if not fold: return shown
+    summary = html.escape(options.get("code-summary", SUMMARY))
+    is_open = " open" if fold == "show" else ""
+    return (f'<details class="code-fold"{is_open}><summary>{summary}</summary>\n\n'
+            f"{shown}\n\n</details>")
 
 
 def code_markdown(
@@ -163,14 +176,18 @@ def code_markdown(
     for key in options.keys() - CELL_OPTIONS:
         page.problems.append(f"unknown cell option: {key}")
     if options.get("include") is False: return ""
+    asis = options.get("output") == "asis"
     outputs = [] if options.get("output") is False else cell.get("outputs", [])
     blocks = [output_markdown(output, options, page, stem) for output in outputs]
+    outputs = [output for block, output in zip(blocks, outputs) if block]
     blocks = labelled([block for block in blocks if block], options)
+    if not asis: blocks = list(map(in_box, blocks, outputs))
     if options.get("echo") is not False and code:
         blocks.insert(0, shown_code(code, options))
     body = "\n\n".join(blocks)
-    if options.get("output") == "asis" or not body: return body
-    return f"::::: {{.cell}}\n{body}\n:::::"
+    if asis or not body: return body
+    classes = " ".join(f".{name}" for name in ["cell", *str(options.get("classes", "")).split()])
+    return f"::::: {{{classes}}}\n{body}\n:::::"
 
 
 def read_page(
@@ -239,6 +256,21 @@ def sidebar(
             inner = sidebar(item["contents"], pages, here)
             rows.append(f"<li><details{is_open}>{section}{inner}</details></li>")
     return f"<ul>{''.join(rows)}</ul>"
+
+
+def bar(
+    items: list[dict],       # of the navigation bar
+    pages: dict[str, Page],  # by the name of the notebook
+    here: Page,              # the page that the bar is for
+) -> str:
+    "The links of the navigation bar"
+    links = []
+    for item in items:
+        page = pages[item["href"]]
+        mark = ' aria-current="page"' if page is here else ""
+        text = html.escape(item["text"])
+        links.append(f'<a class="bar" href="{here.up}{page.target}"{mark}>{text}</a>')
+    return "".join(links)
 
 
 def relink(
@@ -424,6 +456,8 @@ def render(
         repo=website["repo-url"],
         turn=turns(page, order, pages),
         sidebar=sidebar(contents, pages, page),
+        bar=bar(website["navbar"]["left"], pages, page),
+        wide="wide" if page.front.get("sidebar") is False else "",
         source=page.source,
         links=code_links(page, site_url),
         url=f"{site_url}/{page.target}",
@@ -479,6 +513,7 @@ def build(
     site: Path,  # folder of the pages, emptied first
 ) -> dict[str, list[str]]:  # problems of each file
     "Render every page"
+    from headpursuit.dev.site import add_explorers
     proc = processed()
     config = read_config(proc)
     notebooks = [path for path in sorted(proc.rglob("*.ipynb"))
@@ -490,7 +525,9 @@ def build(
         bodies = pool.map(lambda page: render(page, pages, proc, config), pages.values())
         for page, body in zip(pages.values(), bodies):
             write_page(page, body, site)
-            scans[str(page.target)] = Scan(body)
+    add_explorers(site)
+    for target in (str(page.target) for page in pages.values()):
+        scans[target] = Scan((site / target).read_text(encoding="utf-8"))
     write_search(pages, scans, site)
     order = listed(config["website"]["sidebar"]["contents"])
     problems = {"_quarto.yml": sidebar_problems(order, pages)}

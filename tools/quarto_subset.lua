@@ -4,7 +4,7 @@ local utils = pandoc.utils
 local names = {fig = 'Figure', tbl = 'Table', eq = 'Equation'}
 local counts, numbers = {fig = 0, tbl = 0, eq = 0}, {}
 local known = {}
-for class in ('cell cell-output figure columns column column-margin column-page column-body-outset aside ' ..
+for class in ('cell cell-output cell-output-display cell-output-stdout cell-output-stderr figure columns column column-margin column-page column-body-outset aside ' ..
               'csl-bib-body csl-entry references hanging-indent callout callout-title tabset tab-pane'):gmatch '%S+' do
   known[class] = true
 end

@@ -9,6 +9,7 @@ __all__ = ['NAMES', 'FACTS', 'STATEMENTS', 'STORIES', 'NEUTRAL', 'reading_words'
 # %% ../../nbs/pocket/00_reading_world.ipynb #56b1a7f9
 import random
 from collections.abc import Callable, Sequence
+from importlib.resources import files
 
 import numpy as np
 from datasets import Dataset
@@ -17,8 +18,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from ..dictionary import Concept, builtin_concepts
-from ..store import split_of
+from ..dictionary import Concept, read_lists
+from ..store import at_least_one, split_of
 
 # %% ../../nbs/pocket/00_reading_world.ipynb #0ac5ac49
 NAMES = (
@@ -29,12 +30,7 @@ NAMES = (
 # %% ../../nbs/pocket/00_reading_world.ipynb #604951d4
 def reading_words() -> dict[str, list[str]]:  # category -> words
     "The categories of the reading world and their words"
-    lists = builtin_concepts()
-    plain = ('colours', 'countries', 'months', 'animals', 'professions', 'insults')
-    words = {c: lists[c] for c in plain}
-    words['sentiments'] = lists['sentiments_positive'] + lists['sentiments_negative']
-    words['numbers'] = [x for x in lists['numbers'] if x.isalpha()]
-    return words
+    return read_lists(files('headpursuit') / 'data' / 'reading_words.csv')
 
 # %% ../../nbs/pocket/00_reading_world.ipynb #3f4a520b
 def reading_concepts(tokenizer,  # of a model that knows the words
@@ -173,6 +169,7 @@ def reading_corpus(n: int,  # texts
                    seed: int = 0,  # the same seed gives the same texts
                    ) -> Dataset:  # column text
     "Training texts"
+    at_least_one(n=n)
     world = _World('train', seed)
     return Dataset.from_dict(dict(text=[world.document() for _ in range(n)]))
 
@@ -182,6 +179,7 @@ def reading_questions(split: str,  # 'train', 'validation' or 'test'
                       seed: int = 0,  # the same seed gives the same questions
                       ) -> Dataset:  # columns prompt, answer, concept
     "Passages with a statement to complete, balanced over the concepts"
+    at_least_one(n=n)
     world = _World(split, seed)
     rows = []
     for c in world.words:
@@ -198,6 +196,7 @@ def reading_stories(split: str,  # 'train', 'validation' or 'test'
                     about: str | None = None,  # a category that every passage mentions
                     ) -> Dataset:  # columns prompt, story
     "Passages with a story to tell, for counting concept words in free text"
+    at_least_one(n=n)
     world = _World(split, seed)
     rows = []
     for _ in range(n):
@@ -211,6 +210,7 @@ def neutral_text(n: int,  # texts
                  seed: int = 0,  # the same seed gives the same texts
                  ) -> Dataset:  # column text
     "Texts that mention no concept"
+    at_least_one(n=n)
     world = _World('test', seed)
     texts = [' '.join(world.neutral(world.rng.choice(NAMES), 8)) for _ in range(n)]
     return Dataset.from_dict(dict(text=texts))

@@ -20,7 +20,7 @@ import pandas as pd
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PIL, ImageDraw, ImageFont
 
-from ..store import split_of
+from ..store import at_least_one, split_of
 
 # %% ../../nbs/pocket/02_seeing_world.ipynb #441b88c8
 COLOURS = dict(
@@ -332,6 +332,7 @@ def caption_scenes(split: str,  # 'train', 'validation' or 'test'
                    plain: bool = False,  # only pictures with nothing to mention but shapes
                    ) -> Dataset:  # columns image, captions, prompt, groups
     "Pictures of scenes with reference captions"
+    at_least_one(n=n)
     _check_split(split)
     rng = random.Random(f'{split} {seed} {plain}')
     rows = []
@@ -574,6 +575,7 @@ def classification_set(name: str,  # one of `SETS`
                        seed: int = 0,  # the same seed gives the same pictures
                        ) -> Dataset:  # columns image, label, answer, prompt
     "Labelled pictures with the question about them"
+    at_least_one(n=n)
     _check_split(split)
     names = class_names(name)
     rng = random.Random(f'{name} {split} {seed}')
