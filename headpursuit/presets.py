@@ -149,7 +149,7 @@ _PICTURES = replace(_PAPER, batch_size=8)
 
 SETTINGS: dict[str, dict[str, Settings]] = dict(  # by experiment and preset
     atlas=dict(
-        pocket=Settings(), small=Settings(batch_size=32), paper=_PAPER),
+        pocket=Settings(), small=Settings(n_train=160, batch_size=32), paper=_PAPER),
     question_answering=dict(
         pocket=Settings(ks=(1, 2, 3, 4, 8)),
         small=Settings(ks=(1, 8), n_train=100, n_test=80, max_new_tokens=7, stop='.\n,',
