@@ -365,7 +365,7 @@ def _encoded(model: HeadModel,
     if found is not None:
         return {k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in found[1].items()}
     batch = model.encode(chunk, padding_side=padding_side)
-    if kept is not None and 'pixel_values' in batch: 
+    if kept is not None and 'pixel_values' in batch:
         _keep(kept, key, chunk, batch, model.model.dtype)
     return batch
 

@@ -7,7 +7,8 @@ __all__ = ['answer_log_prob', 'likelihood', 'attribution', 'flip_each', 'verify'
 
 # %% ../nbs/17_cause.ipynb #2f41bf0c
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from .capture import text_batches
 from .dictionary import Concept
 from .editing import HeadEdit
 from .generation import check_questions, counted_tokens, with_answer
-from .heads import Head, HeadModel
+from .heads import Head, HeadModel, hooked
 from .ranking import HeadRanking
 from .store import at_least_one
 
@@ -51,11 +52,8 @@ def _answer_logits(model: HeadModel,  # with its tokenizer
     "The logits with which the tokens of the answers are predicted, one row a token"
     needed = pad(answer, (0, 1))
     def rows_only(unembedding, args): return args[0][needed], *args[1:]
-    hook = model.unembedding.register_forward_pre_hook(rows_only)
-    try:
+    with hooked([model.unembedding.register_forward_pre_hook(rows_only)]):
         return model.model(**batch).logits.float()
-    finally:
-        hook.remove()
 
 # %% ../nbs/17_cause.ipynb #3f1c77a2
 def _log_prob(logits: Tensor,  # (n_tokens, v) from `_answer_logits`
@@ -95,10 +93,9 @@ def _mass(logits: Tensor,  # (batch, v) with which each answer begins
           concepts: Mapping[str, Concept],
           ) -> Tensor:  # (batch,) in [0, 1]; NaN where the concept is not known
     "Probability of the words of each question's concept, by their first tokens"
-    p = logits.softmax(-1)
-    first = {name: sorted({pieces[0] for pieces in c.pieces}) for name, c in concepts.items()}
-    none = p.new_tensor(float('nan'))
-    return torch.stack([row[first[c]].sum() if c in first else none for row, c in zip(p, about)])
+    none = logits.new_tensor(float('nan'))
+    return torch.stack([row.softmax(-1)[concepts[c].first_ids].sum() if c in concepts else none
+                        for row, c in zip(logits, about)])
 
 # %% ../nbs/17_cause.ipynb #e20ab1f8
 @torch.no_grad()
@@ -132,11 +129,9 @@ def _recorded(model: HeadModel,  # with its tokenizer
     def keep_output(projection, args, result):
         out.append(result if result.requires_grad else result.requires_grad_())
         return out[-1]
-    with ExitStack() as stack:
-        for projection in model.projections:
-            stack.callback(projection.register_forward_pre_hook(keep_input).remove)
-            stack.callback(projection.register_forward_hook(keep_output).remove)
-        yield z, out
+    ins = (p.register_forward_pre_hook(keep_input) for p in model.projections)
+    outs = (p.register_forward_hook(keep_output) for p in model.projections)
+    with hooked(chain(ins, outs)): yield z, out
 
 # %% ../nbs/17_cause.ipynb #42298e05
 def _parts(model: HeadModel,

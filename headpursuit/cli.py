@@ -31,7 +31,7 @@ from .generation import answer, versions
 from .heads import HeadModel
 from .metrics import FATES, fate
 from .material import question_answering
-from .plan import CHECKPOINTS, Plan, plan
+from .plan import Plan, plan
 from .plots import effect_plot, use_theme
 from .presets import SETTINGS, load_model, settings, vision_models
 from headpursuit.ranking import (
@@ -420,8 +420,7 @@ def _plans(name: str,  # of the experiment
     if ks := given.get('ks') or [k for k in [given.get('k')] if k]: size['ks'] = tuple(ks)
     if 'name' in given: size['data'] = given['name']
     models = given.get('models')
-    if models == 'all': models = {m: m for m, shape in CHECKPOINTS.items() if shape.image_tokens}
-    places = [given.get('model_id')] if models is None else models.values()
+    places = [given.get('model_id')] if models is None else vision_models(models).values()
     return [plan(name, preset=preset, model_id=place, **size) for place in places]
 
 # %% ../nbs/13_cli.ipynb #111c5df9

@@ -152,6 +152,11 @@ class Concept:
         "All token ids that occur in the concept, ascending"
         return sorted({i for p in self.pieces for i in p})
 
+    @property
+    def first_ids(self) -> list[int]:
+        "The token ids with which its atoms begin, ascending"
+        return sorted({p[0] for p in self.pieces})
+
 # %% ../nbs/01_dictionary.ipynb #65246d3f
 def check_concept(concept: Concept,  # or what was given for one
                   ) -> None:

@@ -134,6 +134,18 @@ class Answers:
     batch_size: int = 64  # prompts at once
     kept: dict = field(default_factory=dict, repr=False, compare=False)  # prepared pictures
 
+# %% ../nbs/09_experiments.ipynb #c0d5f7a9
+def _asked(questions: pd.DataFrame,  # with a column concept
+           condition: Condition,
+           ) -> pd.DataFrame:  # numbered from 0 on
+    "The questions for one edit: random sets are asked about their target only"
+    asked = questions.reset_index(drop=True)
+    own = asked['concept'] == condition.target
+    if condition.target and not own.any():
+        raise ValueError(f'no questions about {condition.target!r}: the effect of an edit needs '
+                         'questions with that concept')
+    return asked[own] if condition.selection == 'random' else asked
+
 # %% ../nbs/09_experiments.ipynb #996d40eb
 @patch
 def __call__(self: Answers,
@@ -141,12 +153,7 @@ def __call__(self: Answers,
              condition: Condition = UNEDITED,  # random sets answer about their target only
              ) -> pd.DataFrame:  # columns sample, concept, prediction, correct
     "The model's answers, one row per question"
-    asked = self.questions.reset_index(drop=True)
-    if condition.target and not (asked['concept'] == condition.target).any():
-        raise ValueError(f'no questions about {condition.target!r}: the effect of an edit needs '
-                         'questions with that concept')
-    if condition.selection == 'random':
-        asked = asked[asked['concept'] == condition.target]
+    asked = _asked(self.questions, condition)
     how = dict(max_new_tokens=self.max_new_tokens, stop=self.stop, batch_size=self.batch_size)
     said = answer(model, asked, score=self.score, kept=self.kept, **how)
     return said[['concept', 'prediction', 'correct']].rename_axis('sample').reset_index()
@@ -183,9 +190,7 @@ class Likelihood:
                  condition: Condition = UNEDITED,  # random sets answer about their target only
                  ) -> pd.DataFrame:  # columns sample, concept, log_prob, right, mass
         "How likely every answer is, one row per question"
-        asked = self.questions.reset_index(drop=True)
-        if condition.selection == 'random':
-            asked = asked[asked['concept'] == condition.target]
+        asked = _asked(self.questions, condition)
         found = likelihood(model, asked, concepts=self.concepts, batch_size=self.batch_size)
         columns = ['concept', 'log_prob', 'right', 'mass']
         return found[columns].rename_axis('sample').reset_index()

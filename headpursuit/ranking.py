@@ -270,17 +270,16 @@ def rank_heads(
 ) -> HeadRanking:
     "Every head's score for a concept; by default its explained variance (paper, Section 3.3)"
     model = as_head_model(model)
-    check_fit(model, stats)
-    _check_score(score, counts)
     draw = dict(n_draws=n_draws, seed=seed)
-    if background is not None:
-        how = dict(score=score, counts=counts, n_atoms=n_atoms, rule=rule, center=center,
-                   unit_atoms=unit_atoms, fold_norm=fold_norm, **draw)
-        return _contrast(*(rank_heads(model, s, concept, **how) for s in (stats, background)))
-    if score == 'excess':
-        return _excess(model, stats, concept, random_concepts(concept, counts, **draw), center)
     how = dict(n_atoms=n_atoms, rule=rule, center=center, unit_atoms=unit_atoms,
                fold_norm=fold_norm)
+    if background is not None:
+        by = dict(score=score, counts=counts, **draw, **how)
+        return _contrast(*(rank_heads(model, s, concept, **by) for s in (stats, background)))
+    check_fit(model, stats)
+    _check_score(score, counts)
+    if score == 'excess':
+        return _excess(model, stats, concept, random_concepts(concept, counts, **draw), center)
     ranking = _shares(model, stats, concept, **how)
     if score == 'share': return ranking
     return over_null(ranking, null_scores(model, stats, concept, counts, **draw, **how))
@@ -567,6 +566,17 @@ def stand_out(
     beaten = np.array([(best >= s).sum() for s in t['score']])
     return t.assign(expected=null.mean(0)[t['layer'], t['head']], p=(1 + beaten) / (1 + len(best)))
 
+# %% ../nbs/04_ranking.ipynb #b3e6c9f4
+def _rescored(
+    ranking: HeadRanking,
+    scores: np.ndarray | pd.Series,  # new ones, in the order of its table
+    rule: str,
+) -> HeadRanking:
+    "The same heads in the order of other scores; ties keep theirs"
+    table = ranking.table.assign(score=scores)
+    table = table.sort_values('score', ascending=False, kind='stable').reset_index(drop=True)
+    return replace(ranking, table=table, rule=rule)
+
 # %% ../nbs/04_ranking.ipynb #6af5d1d9
 def over_null(
     ranking: HeadRanking,  # from `rank_heads`
@@ -577,8 +587,7 @@ def over_null(
     t = ranking.table
     background = null.mean(0)[t['layer'], t['head']]
     ratio = np.divide(t['score'], background, out=np.zeros(len(t)), where=background > 0)
-    table = t.assign(score=ratio).sort_values('score', ascending=False, kind='stable')
-    return replace(ranking, table=table.reset_index(drop=True), rule=f'{ranking.rule} over null')
+    return _rescored(ranking, ratio, f'{ranking.rule} over null')
 
 # %% ../nbs/04_ranking.ipynb #a1d45f7e
 def _logit_atoms(
@@ -628,8 +637,7 @@ def _contrast(
     "The ranking by the difference of two"
     t = own.table
     rest = t['score'] - other.grid()[t['layer'], t['head']]
-    table = t.assign(score=rest).sort_values('score', ascending=False, kind='stable')
-    return replace(own, table=table.reset_index(drop=True), rule=f'{own.rule} less background')
+    return _rescored(own, rest, f'{own.rule} less background')
 
 # %% ../nbs/04_ranking.ipynb #5979370b
 def token_counts(

@@ -30,7 +30,8 @@ from ..editing import HeadEdit
 from ..facts import copy_questions, recall_questions, related
 from ..fit import contrast
 from ..generation import off_target
-from ..heads import HeadModel
+from ..heads import HeadModel, hooked
+from ..metrics import bootstrap_interval
 from ..pocket.reading import reading_questions
 from ..pursuit import orthonormal_basis
 from headpursuit.ranking import (
@@ -48,6 +49,11 @@ class Task:
     own: HeadStats  # with samples, at the last token of the target's prompts
     background: HeadStats  # the same of the other prompts
     counts: np.ndarray  # (v,) how often each token occurs in the prompts
+
+    @property
+    def asked(self) -> pd.DataFrame:
+        "The questions about the target"
+        return self.questions[self.questions['concept'] == self.concept.name]
 
 FinderOf = Callable[[Task], HeadRanking]
 
@@ -148,14 +154,13 @@ def logit_lens(task: Task,  # what it may look at
 def whole_attribution(task: Task,  # what it may look at
                       ) -> HeadRanking:
     "Gradient with respect to a factor on the whole head, on the target's questions alone"
-    own = task.questions[task.questions['concept'] == task.concept.name]
-    return _scored(task, attribution(task.model, own).mean(0), 'attribution')
+    return _scored(task, attribution(task.model, task.asked).mean(0), 'attribution')
 
 def integrated_attribution(task: Task,  # what it may look at
                            ) -> HeadRanking:
     "The same averaged on the way to the flip"
-    own = task.questions[task.questions['concept'] == task.concept.name]
-    return _scored(task, attribution(task.model, own, steps=4).mean(0), 'integrated attribution')
+    a = attribution(task.model, task.asked, steps=4)
+    return _scored(task, a.mean(0), 'integrated attribution')
 
 def part_attribution(task: Task,  # what it may look at
                      ) -> HeadRanking:
@@ -168,13 +173,11 @@ def verified(task: Task,  # what it may look at
              ) -> HeadRanking:
     "The 24 best heads by excess, put in order by what flipping their part alone does"
     proposed = excess(task)
-    own = task.questions[task.questions['concept'] == task.concept.name]
-    effect = flip_each(task.model, proposed.top(24), own, subspace=task.concept)
-    scores = np.full(proposed.grid().shape, -np.inf)
-    scores = np.zeros_like(scores) + min(0, (-effect).min()) - 1  # all others come after
-    for head, change in effect.items():
-        layer, h = (int(x[1:]) for x in head.split('.'))
-        scores[layer, h] = -change
+    best = proposed.top(24)
+    effect = flip_each(task.model, best, task.asked, subspace=task.concept)
+    last = min(0, (-effect).min()) - 1  # all others come after
+    scores = np.full(proposed.grid().shape, last)
+    for h, change in zip(best, effect): scores[h.layer, h.head] = -change
     return _scored(task, scores, 'pursuit, verified')
 
 FINDERS: dict[str, FinderOf] = {
@@ -196,15 +199,11 @@ class Ban:
                 model: HeadModel,  # banned as long as the context lasts
                 ) -> Iterator[None]:
         "Within the context, their logits are as low as they can be"
-        first = sorted({pieces[0] for pieces in self.concept.pieces})
+        first = self.concept.first_ids
         def forbid(unembedding, args, logits):
             logits[..., first] = torch.finfo(logits.dtype).min / 2
             return logits
-        hook = model.unembedding.register_forward_hook(forbid)
-        try:
-            yield
-        finally:
-            hook.remove()
+        with hooked([model.unembedding.register_forward_hook(forbid)]): yield
 
 # %% ../../nbs/bench/02_head_finders.ipynb #ffb43e54
 @dataclass
@@ -219,11 +218,7 @@ class SpanRemoved:
         "Within the context, what the final norm reads has no part in the span"
         Q = orthonormal_basis(model.atoms(self.concept, fold_norm=True).atoms.double()).float()
         def project(norm, args): return args[0] - args[0] @ Q.to(args[0]) @ Q.to(args[0]).T
-        hook = model.final_norm.register_forward_pre_hook(project)
-        try:
-            yield
-        finally:
-            hook.remove()
+        with hooked([model.final_norm.register_forward_pre_hook(project)]): yield
 
 Intervention = HeadEdit | Ban | SpanRemoved
 
@@ -279,19 +274,10 @@ def measure(model: HeadModel,  # with its tokenizer
     rows = []
     for role, own in after.groupby('role', sort=False):
         left = own.groupby('concept')['right'].mean()
-        low, high = _interval(own['right'].to_numpy())
+        _, low, high = bootstrap_interval(own['right'])
         rows.append(dict(role=role, n=len(own), left=left.median(), low=low, high=high,
                          log_prob=own['change'].mean(), mass=own['mass'].mean(), KL=kl))
     return pd.DataFrame(rows)
-
-# %% ../../nbs/bench/02_head_finders.ipynb #a3141f45
-def _interval(right: np.ndarray,  # 0 or 1
-              draws: int = 1000,
-              ) -> tuple[float, float]:  # 95 %
-    "Bootstrap interval of the share of right answers"
-    rng = np.random.default_rng(0)
-    means = rng.choice(right, (draws, len(right))).mean(1)
-    return tuple(np.quantile(means, [.025, .975]).tolist())
 
 # %% ../../nbs/bench/02_head_finders.ipynb #7f049cde
 def task_of(model: HeadModel,  # with its tokenizer
