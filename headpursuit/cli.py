@@ -37,7 +37,7 @@ from .presets import SETTINGS, load_model, settings, vision_models
 from headpursuit.ranking import (
     HeadRanking, rank_heads, token_counts,
 )
-from .store import at_least_one, check_seed, read_json, whole_file
+from .store import at_least_one, check_seed, claim_folder, whole_file
 
 # %% ../nbs/13_cli.ipynb #87a6409c
 def _known(model: HeadModel,
@@ -265,19 +265,6 @@ def _check_parameters(name: str,  # of the experiment
     for key, value in parameters.items():
         if value is not None or known[key]['default'] != 'None': _check_value(key, value)
 
-# %% ../nbs/13_cli.ipynb #a7df8909
-def _claim(out: Path,
-           wanted: dict,  # settings of the run
-           ) -> None:
-    "Make the folder of a run, or check that it holds the same one"
-    out.mkdir(parents=True, exist_ok=True)
-    file = out / 'settings.json'
-    if not file.exists():
-        with whole_file(file) as part: part.write_text(json.dumps(wanted))
-    found = read_json(file)
-    if found != wanted:
-        raise ValueError(f'{out} holds a run with other settings, {found}: choose another folder')
-
 # %% ../nbs/13_cli.ipynb #e2d45270
 def reproduce(name: str,  # a key of `SETTINGS`
               *,
@@ -292,7 +279,7 @@ def reproduce(name: str,  # a key of `SETTINGS`
     source = Path(str(files('headpursuit'))).parent / 'nbs' / 'experiments' / f'{name}.ipynb'
     _check_parameters(name, source, given)
     out = Path(out or f'reproduce-{name}-{preset}').absolute()
-    _claim(out, dict(experiment=name, preset=preset, **given))
+    claim_folder(out, dict(experiment=name, preset=preset, **given))
     done = out / f'{name}.ipynb'
     if not done.exists():
         part = out / f'{name}.part.ipynb'

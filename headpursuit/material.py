@@ -25,7 +25,7 @@ from .heads import HeadModel
 from .metrics import concept_counts
 from .pocket import reading, seeing
 from .presets import settings
-from .store import at_least_one, check_seed, split_of
+from .store import at_least_one, check_columns, check_seed, split_of
 
 # %% ../nbs/16_material.ipynb #d6685ffe
 @dataclass
@@ -109,9 +109,7 @@ def load_source(name: str,  # a key of `SOURCES`
             f'{type(e).__name__}: {e}\nDownload it where there is a network, save it with all its '
             f'splits with save_to_disk in FOLDER/{name}, and pass folder=FOLDER. '
             + _ask(source)) from e
-    if missing := set(source.columns) - set(data.column_names):
-        raise ValueError(f'data set {name!r} lacks the columns {sorted(missing)}: '
-                         f'it has {data.column_names}')
+    check_columns(data.column_names, source.columns, f'data set {name!r}')
     return data
 
 # %% ../nbs/16_material.ipynb #42732659
