@@ -120,13 +120,15 @@ def _classification(size: Settings, shape: Shape, n_draws: int, data: str) -> li
     chosen, drawn = _edits(size, n_draws)
     ends = len({min(size.ks), max(size.ks)})
     asked = sets * size.n_test  # questions of all sets
-    decided = sets * 40  # those of validation pictures
+    half = sets * 40  # of the questions on validation pictures
+    trials = 6 * ends * sets  # rules that are compared on a half
     return [Work('capture', 2 * sets * size.n_train, read),
-            Work('attribution', 3 * 4 * decided, read),
-            Work('answers on validation pictures', 7 * decided, read, 6),
+            Work('attribution', 3 * 4 * half, read),
+            Work('likelihood on validation pictures', (trials + 6) * half, read),
+            Work('answers on validation pictures', 8 * half, read, 6),
             Work('keywords', sets * 60, read, 32),
-            Work('answers of the unedited model', 2 * asked, read, 6),
-            Work('answers under edits', (chosen + 3 * ends + 1) * sets * asked, read, 6),
+            Work('answers of the unedited model', asked, read, 6),
+            Work('answers under edits', (chosen + len(size.ks) + 1) * sets * asked, read, 6),
             Work('answers with random heads', (drawn + n_draws * ends) * asked, read, 6)]
 
 # %% ../nbs/21_plan.ipynb #296909c6

@@ -20,6 +20,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Va
 
 from headpursuit.cli import main
 from headpursuit.capture import capture
+from headpursuit.cause import attribution
 from headpursuit.dictionary import Concept, builtin_concepts
 from headpursuit.editing import HeadEdit
 from headpursuit.experiments import CONDITION, selections
@@ -299,6 +300,16 @@ def test_a_concept_that_lost_its_words_stops_the_run(mistral):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         rank_heads(model, stats, Concept.from_words('all', ['France', 'Spain'], model.tokenizer))
+
+
+def test_attribution_of_a_checkpoint_in_half_precision(mistral):
+    model = load_model('paper', 'text', str(mistral))
+    assert model.unembedding.weight.dtype == torch.bfloat16
+    asked = pd.DataFrame(dict(prompt=['The sky', 'Two red'], answer=['is blue', 'dogs go on']))
+    found = attribution(model, asked, steps=2)
+    exact = attribution(HeadModel(model.model.float(), model.tokenizer), asked, steps=2)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, exact, atol=.05 * abs(exact).max())
 
 
 def test_atlas(mistral, data, tmp_path):
