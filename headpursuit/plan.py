@@ -120,7 +120,7 @@ def _classification(size: Settings, shape: Shape, n_draws: int, data: str) -> li
     chosen, drawn = _edits(size, n_draws)
     ends = len({min(size.ks), max(size.ks)})
     asked = sets * size.n_test  # questions of all sets
-    beside = sets * (size.n_beside or size.n_test)
+    beside = sets * min(size.n_beside or size.n_test, size.n_test)
     edited = asked + (sets - 1) * beside  # by one edit for each set
     half = sets * 40  # of the questions on validation pictures
     trials = 6 * ends * sets  # rules that are compared on a half
@@ -138,7 +138,7 @@ def _captions(size: Settings, shape: Shape, n_draws: int, data: str) -> list[Wor
     "Work of captioning: three concepts, two factors, and two more numbers of heads"
     read = shape.image_tokens + PROMPT_TOKENS['flickr30k']
     chosen, drawn = _edits(size, n_draws, alphas=2)
-    beside = size.n_beside or size.n_test
+    beside = min(size.n_beside or size.n_test, size.n_test)
     return [Work('capture', size.n_train, read),
             Work('captions for the null', min(100, size.n_train) + 1, read, 20),
             Work('captions of the unedited model', size.n_test, read, 20),

@@ -158,7 +158,7 @@ SETTINGS: dict[str, dict[str, Settings]] = dict(  # by experiment and preset
         paper=replace(_PAPER, n_test=2000, max_new_tokens=16)),
     toxicity=dict(
         pocket=Settings(ks=(1, 2, 3, 4), n_test=200, max_new_tokens=48, stop=''),
-        small=Settings(ks=(1, 2, 4, 8), n_train=120, n_test=120, max_new_tokens=12, stop='',
+        small=Settings(ks=(1, 8), n_train=96, n_test=96, max_new_tokens=12, stop='',
                        batch_size=32),
         paper=replace(_PAPER, n_test=1000, max_new_tokens=64, stop='')),
     image_classification=dict(

@@ -438,3 +438,21 @@ def test_the_command_says_what_is_missing(tmp_path, capsys):
         main(['reproduce', 'atlas', '--preset', 'paper', '--out', str(tmp_path)])
     assert ended.value.code == 2
     assert re.search(what, capsys.readouterr().err)
+
+def test_every_published_table_has_its_place():
+    "The overview leads from each table to a page that shows its values"
+    root = Path(__file__).parents[1]
+    with (root / 'headpursuit/data/published.csv').open(encoding='utf-8') as f:
+        known = pd.read_csv(f).groupby('source').experiment.first()
+    page = json.loads((root / 'nbs/experiments/index.ipynb').read_text(encoding='utf-8'))
+    text = ''.join(''.join(c['source']) for c in page['cells'] if c['cell_type'] == 'markdown')
+    rows = [[x.strip() for x in line.split('|')[1:-1]]
+            for line in text.splitlines() if line.startswith('| ')][1:]
+    places = {}
+    for *_, link, source, _ in rows:
+        places.setdefault(source, []).append(re.search(r'\((\w+\.ipynb)', link)[1])
+    assert set(known.index) <= set(places)
+    for source, experiment in known.items():
+        for name in places[source]:
+            shown = (root / 'nbs/experiments' / name).read_text(encoding='utf-8')
+            assert f"published('{experiment}'" in shown, (source, name)
