@@ -29,7 +29,7 @@ from .dictionary import Concept, builtin_concepts
 from .editing import HeadEdit
 from .generation import check_text_model, generate
 from .heads import Head, HeadModel, check_prompts
-from .ranking import Finder, HeadRanking, atlas, check_fit, rank_heads
+from .ranking import HeadRanking, atlas, check_fit, rank_heads
 from .store import at_least_one, whole_file
 
 # %% ../nbs/11_explorer.ipynb #b4efc9a2
@@ -288,20 +288,16 @@ def _concept_rows(model: HeadModel,  # whose heads
                   stats: HeadStats,  # on which they are ranked
                   concepts: Mapping[str, Concept],  # by name
                   k: int,  # heads that are offered for an edit
-                  finder: Finder = rank_heads,  # of those heads
                   ) -> tuple[list[dict], dict[str, HeadRanking]]:
-    "What the page knows of each concept, and the rankings of heads to edit"
-    shares = {c: rank_heads(model, stats, x) for c, x in concepts.items()}
-    rankings = shares
-    if finder is not rank_heads:
-        rankings = {c: finder(model, stats, x) for c, x in concepts.items()}
+    "What the page knows of each concept, and the rankings"
+    rankings = {c: rank_heads(model, stats, x) for c, x in concepts.items()}
     everything = model.dictionary()
     rows = []
     for c, r in rankings.items():
         best = r.top(min(k, len(r)))
         atoms = concepts[c].atoms(everything).names
         rows.append(dict(
-            name=c, scores=shares[c].grid().round(3).flatten().tolist(),
+            name=c, scores=r.grid().round(3).flatten().tolist(),
             top=[h.layer * model.n_heads + h.head for h in best],
             words=sorted({name.strip().lower() for name in atoms})))
     return rows, rankings
@@ -355,7 +351,6 @@ def explore(model: HeadModel,  # with a tokenizer
             held_out: Mapping[str, Sequence[str | dict]] | None = None,  # to complete, in groups
             k: int = 3,  # heads of each concept whose combinations are edited
             alphas: Sequence[float] = (-1, 0, 5),  # factors of the edits
-            finder: Finder = rank_heads,  # of the heads to edit; the map shows explained variance
             max_new_tokens: int = 12,  # of each completion
             stop: str = '',  # where a completion ends, such as '.'
             n_atoms: int = 5,  # on each head's card
@@ -377,7 +372,7 @@ def explore(model: HeadModel,  # with a tokenizer
         for alpha in alphas: HeadEdit('L0.H0', alpha)  # refuses what is no factor
         _check_held_out(held_out, prompts)
     strings = _Strings()
-    rows, rankings = _concept_rows(model, stats, concepts, k, finder)
+    rows, rankings = _concept_rows(model, stats, concepts, k)
     atoms = _atom_rows(model, stats, n_atoms, strings, progress)
     near = _near_rows(model, stats, n_near)
     samples, shown = _sample_rows(model, stats, prompts, n_samples, strings)

@@ -7,7 +7,7 @@ __all__ = ['CELL', 'NO_PROSE', 'COLOURS', 'EXPLORERS', 'exported', 'type_text', 
            'put_install_cell', 'NotebookLinks', 'FoldedFigures', 'in_columns', 'plain_texts', 'keep_columns',
            'word_columns', 'marked_words', 'align_words', 'first_sentence', 'glossary_terms', 'prose', 'GlossaryLinks',
            'standing_out', 'head_dots', 'social_card', 'language_explorer', 'scenes', 'vision_explorer',
-           'smollm2_explorer', 'add_explorers', 'add_notebooks', 'build_site']
+           'add_explorers', 'add_notebooks', 'build_site']
 
 # %% ../../nbs/dev/site.ipynb #9696c741
 import inspect
@@ -15,7 +15,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import reduce
 from importlib import import_module
 from inspect import Parameter, Signature
 from itertools import count
@@ -38,11 +38,10 @@ from ..dictionary import Concept
 from ..explorer import Explorer, explore
 from ..heads import HeadModel
 from ..live import LiveExplorer, live_page
-from ..material import question_answering
 from ..pocket.reading import reading_concepts, reading_questions
 from ..pocket.seeing import caption_scenes, seeing_words
-from ..presets import load_model, pocket_path
-from ..ranking import rank_heads, token_counts
+from ..presets import pocket_path
+from ..ranking import rank_heads
 
 # %% ../../nbs/dev/site.ipynb #2218e5e2
 def exported(
@@ -424,29 +423,10 @@ def vision_explorer() -> Explorer:
     return explore(model, stats, concepts, held_out=held_out, max_new_tokens=20, stop='.',
                    progress=False)
 
-# %% ../../nbs/dev/site.ipynb #e5a00002
-def smollm2_explorer() -> Explorer | None:  # None where the model is not on this machine
-    "SmolLM2 at the last token of questions about facts, and its answers under edits"
-    try:
-        model = load_model('small', 'text')
-    except ValueError:
-        return None
-    asked = question_answering('small', n_train=64, n_test=24)
-    stats = capture(model, asked.train, positions='last', progress=False)
-    concepts = {c: Concept.from_words(c, words, model.tokenizer)
-                for c, words in asked.words.items()}
-    whole = max(map(len, concepts.values()))  # all atoms, which makes the null quick
-    over_null = partial(rank_heads, score='ratio', counts=token_counts(model, asked.train),
-                        n_draws=20, n_atoms=whole)
-    held_out = {c: t.prompt.tolist()[:2] for c, t in asked.test.groupby('concept', sort=False)}
-    return explore(model, stats, concepts, prompts=asked.train, held_out=held_out, k=1,
-                   finder=over_null, max_new_tokens=5, stop='.\n,', progress=False)
-
 # %% ../../nbs/dev/site.ipynb #a0bc3eb3
 EXPLORERS = {  # file beside explore.html -> what writes it, or None where it cannot be written
     'explorer_pocket.html': language_explorer,
     'explorer_vision.html': vision_explorer,
-    'explorer_smollm2.html': smollm2_explorer,
 }
 
 def add_explorers(
