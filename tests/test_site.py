@@ -216,6 +216,20 @@ def test_explorers_have_a_page(site, visit, width):
     assert (site / 'explorer_vision.html').stat().st_size < 3e6 and not wrong
 
 
+def test_the_explorer_of_a_real_model_is_small(site, visit):
+    file = site / 'explorer_smollm2.html'
+    if not file.exists(): pytest.skip('SmolLM2 is not on this machine: headpursuit fetch smollm2')
+    assert file.stat().st_size < 3e6
+    page, wrong = visit(site / 'explore.html', 1280)
+    page.get_by_role('link', name='SmolLM2').click()
+    frame = page.frame_locator('iframe')
+    frame.get_by_text('SmolLM2-135M-Instruct: 30 layers of 9 heads').wait_for()
+    frame.get_by_role('button', name='L23.H4').first.click()
+    assert frame.locator('#card h2').inner_text() == 'Head L23.H4'
+    frame.locator('#choose').click()
+    assert frame.locator('.pair').count() and not wrong
+
+
 def test_no_broken_links(site, visit):
     found = {file: visit(file, 1280)[0].evaluate(SOUND) for file in pages(site)}
     for file, page in found.items():
