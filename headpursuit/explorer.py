@@ -29,7 +29,7 @@ from .dictionary import Concept, builtin_concepts
 from .editing import HeadEdit
 from .generation import check_text_model, generate
 from .heads import Head, HeadModel, check_prompts
-from .ranking import HeadRanking, atlas, check_fit, rank_heads
+from .ranking import Finder, HeadRanking, atlas, check_fit, rank_heads
 from .store import at_least_one, whole_file
 
 # %% ../nbs/11_explorer.ipynb #b4efc9a2
@@ -283,21 +283,29 @@ def _check_held_out(held_out: Mapping[str, Sequence],  # as given by a user
         raise ValueError(f'held_out shares {len(both)} prompts with prompts, the first is '
                          f'{both[0]!r}: completions need prompts on which nothing was chosen')
 
+# %% ../nbs/11_explorer.ipynb #000a45b9
+def _measure(rule: str,  # of a `HeadRanking`
+             ) -> str:  # for the map's legend
+    "What the scores of a ranking are, in words"
+    if rule.endswith(' over null'): return 'times the explained variance of random words'
+    return 'explained variance' if rule in ('projection', 'energy', 'magnitude') else rule
+
 # %% ../nbs/11_explorer.ipynb #eb705daa
 def _concept_rows(model: HeadModel,  # whose heads
                   stats: HeadStats,  # on which they are ranked
                   concepts: Mapping[str, Concept],  # by name
                   k: int,  # heads that are offered for an edit
+                  find: Finder,  # how heads are ranked
                   ) -> tuple[list[dict], dict[str, HeadRanking]]:
     "What the page knows of each concept, and the rankings"
-    rankings = {c: rank_heads(model, stats, x) for c, x in concepts.items()}
+    rankings = {c: find(model, stats, x) for c, x in concepts.items()}
     everything = model.dictionary()
     rows = []
     for c, r in rankings.items():
         best = r.top(min(k, len(r)))
         atoms = concepts[c].atoms(everything).names
         rows.append(dict(
-            name=c, scores=r.grid().round(3).flatten().tolist(),
+            name=c, measure=_measure(r.rule), scores=r.grid().round(3).flatten().tolist(),
             top=[h.layer * model.n_heads + h.head for h in best],
             words=sorted({name.strip().lower() for name in atoms})))
     return rows, rankings
@@ -349,6 +357,7 @@ def explore(model: HeadModel,  # with a tokenizer
             concepts: Mapping[str, Concept] | Sequence[str] | None = None,  # by name, or names
             *, prompts: Sequence[str | dict] | None = None,  # where to look for strong samples
             held_out: Mapping[str, Sequence[str | dict]] | None = None,  # to complete, in groups
+            find: Finder = rank_heads,  # how heads are ranked
             k: int = 3,  # heads of each concept whose combinations are edited
             alphas: Sequence[float] = (-1, 0, 5),  # factors of the edits
             max_new_tokens: int = 12,  # of each completion
@@ -372,7 +381,7 @@ def explore(model: HeadModel,  # with a tokenizer
         for alpha in alphas: HeadEdit('L0.H0', alpha)  # refuses what is no factor
         _check_held_out(held_out, prompts)
     strings = _Strings()
-    rows, rankings = _concept_rows(model, stats, concepts, k)
+    rows, rankings = _concept_rows(model, stats, concepts, k, find)
     atoms = _atom_rows(model, stats, n_atoms, strings, progress)
     near = _near_rows(model, stats, n_near)
     samples, shown = _sample_rows(model, stats, prompts, n_samples, strings)

@@ -1,6 +1,7 @@
 "The explorer: what is on its page, how large it gets, and that it works in a real browser"
 import json
 import re
+from functools import partial
 from html.parser import HTMLParser
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from headpursuit import Concept, HeadModel, atlas, capture, pocket_path, rank_heads
 from headpursuit.explorer import Explorer, explore
 from headpursuit.pocket.reading import reading_concepts, reading_questions
+from headpursuit.ranking import token_counts
 
 EVIL = '</script><img src=x onerror="document.title = 1">'
 
@@ -184,6 +186,23 @@ def test_hover_shows_atoms_and_click_opens_the_card(pocket, visit, width):
     assert page.locator('#concept option:checked').inner_text() == 'months'
     score = explorer.data['concepts'][2]['scores'][70]
     assert f'months {score:.2f}' in cell(page, 70).get_attribute('aria-label')
+
+
+def test_scores_over_chance_are_named_and_drawn(pocket, visit):
+    model, stats, concepts, _ = pocket
+    counts = token_counts(model, reading_questions('train', 10)['prompt'])
+    find = partial(rank_heads, score='ratio', counts=counts, n_draws=5)
+    explorer = explore(model, stats, {'months': concepts['months']}, find=find, progress=False)
+    months, = explorer.data['concepts']
+    ratios = find(model, stats, concepts['months']).grid().flatten()
+    assert months['scores'] == pytest.approx(ratios, abs=5e-4) and max(ratios) > 1.5
+    page = visit(explorer.page, 1280)
+    named = 'times the explained variance of random words'
+    assert page.locator('#measure').inner_text() == named
+    second = ratios.argsort()[-2]
+    cell(page, second).click()
+    bar = page.locator('#card tr.now .meter i').evaluate('e => parseFloat(e.style.width)')
+    assert bar == pytest.approx(100 * ratios[second] / max(ratios), abs=.1)
 
 
 @sizes

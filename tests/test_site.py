@@ -216,6 +216,20 @@ def test_explorers_have_a_page(site, visit, width):
     assert (site / 'explorer_vision.html').stat().st_size < 3e6 and not wrong
 
 
+def test_the_explorer_of_a_real_model_is_small(site, visit):
+    file = site / 'explorer_smollm2.html'
+    if not file.exists(): pytest.skip('SmolLM2 is not on this machine: headpursuit fetch smollm2')
+    assert file.stat().st_size < 3e6
+    page, wrong = visit(site / 'explore.html', 1280)
+    page.get_by_role('link', name='SmolLM2').click()
+    frame = page.frame_locator('iframe')
+    frame.get_by_text('SmolLM2-135M-Instruct: 30 layers of 9 heads').wait_for()
+    frame.get_by_role('button', name='L23.H4').first.click()
+    assert frame.locator('#card h2').inner_text() == 'Head L23.H4'
+    frame.locator('#choose').click()
+    assert frame.locator('.pair').count() and not wrong
+
+
 def test_no_broken_links(site, visit):
     found = {file: visit(file, 1280)[0].evaluate(SOUND) for file in pages(site)}
     for file, page in found.items():
@@ -314,9 +328,14 @@ def test_every_page_can_be_taken_home(site, visit):
         assert links.all_inner_texts()[-1] == 'Download notebook', file.name
         download = unquote(links.last.evaluate('a => a.href').removeprefix('file://'))
         assert Path(download).suffix == '.ipynb'
-        installs = 'google.colab' in Path(download).read_text(encoding='utf-8')
+        notebook = Path(download).read_text(encoding='utf-8')
+        installs = ("if 'google.colab' in str(get_ipython())" in notebook
+                    and '#| default_exp' not in notebook)
         offers = links.first.inner_text() == 'Open in Colab'
-        assert offers <= installs, f'{file.name}: Colab would find no library there'
+        assert offers == installs, f'{file.name}: Colab would find no library there'
+        room, has_code = file.parent.name, '"cell_type": "code"' in notebook
+        if room in ('learn', 'howto', 'experiments') and file.stem != 'index' and has_code:
+            assert offers, f'{file.name} cannot be opened in Colab'
 
 
 def test_from_the_first_page_to_an_edited_head_of_an_own_model(site, visit, tmp_path):

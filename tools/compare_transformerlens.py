@@ -1,4 +1,4 @@
-"""Head capture beside TransformerLens, on the embedded language model.
+"""Head capture beside TransformerLens, on the embedded language model and on SmolLM2.
 
 TransformerLens brings its own versions of torch and torchvision, so it needs its own environment:
 
@@ -6,85 +6,150 @@ TransformerLens brings its own versions of torch and torchvision, so it needs it
     .venv-tl/bin/pip install 'transformer-lens>=4.3' -e .
     .venv-tl/bin/python tools/compare_transformerlens.py
 
-The table goes to nbs/bench/transformerlens.csv, which the benchmark notebook shows. Both see the
-same batches of random tokens. What is compared: a plain forward pass of the backbone, `capture`
-(statistics of every head), and TransformerLens caching every head's z (`run_with_cache`, which also
-computes logits), without and with the same statistics computed from its cache.
+The table goes to nbs/bench/transformerlens.csv, which the benchmark notebook shows. SmolLM2 is
+measured if it has been fetched. Both libraries see the same weights and the same batches of random
+tokens. What is compared: a plain forward pass of the backbone, `capture` (statistics of every
+head), and TransformerLens caching every head's z (`run_with_cache`, which also computes logits),
+without and with the same statistics computed from its cache. Times are ratios of pairs that are
+run in turn; memory is the peak of a process above where it began, each in processes of its own.
 """
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 
 import pandas as pd
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from headpursuit.capture import capture, stats_of
-from headpursuit.dev.bench import paired
+from headpursuit.capture import HeadStats, capture, stats_of
+from headpursuit.dev.bench import measure, paired
 from headpursuit.generation import versions
 from headpursuit.heads import HeadModel
-from headpursuit.presets import pocket_path
+from headpursuit.presets import pocket_path, small_path
 
-N, T = 64, 64  # texts in a batch, tokens in a text
-
-model = HeadModel.from_pretrained(pocket_path())
-bridge = TransformerBridge.boot_transformers(
-    str(pocket_path()),
-    hf_model=HeadModel.from_pretrained(pocket_path()).model,
-    tokenizer=model.tokenizer,
-    device='cpu',
-)
-g = torch.Generator().manual_seed(0)
-batches = [dict(input_ids=torch.randint(3, model.config.vocab_size, (N, T), generator=g))
-           for _ in range(2)]
+FOLDERS = {'embedded model': pocket_path, 'SmolLM2-135M': small_path}
+SIZES = {'embedded model': (64, 64), 'SmolLM2-135M': (4, 64)}  # texts in a batch, tokens in a text
 
 
-@torch.no_grad()
-def forward():
-    "A plain forward pass"
-    for batch in batches: model.model.base_model(**batch, use_cache=False)
+@dataclass
+class Comparison:
+    "One model in both libraries, and batches of random tokens"
+    model: HeadModel
+    bridge: TransformerBridge
+    batches: list[dict[str, torch.Tensor]]
+
+    @classmethod
+    def of(
+        cls,
+        folder: Path,           # of the model
+        size: tuple[int, int],  # texts in a batch, tokens in a text
+    ) -> 'Comparison':
+        "The model of a folder; TransformerLens gets weights of its own"
+        model, other = (HeadModel.from_pretrained(folder) for _ in range(2))
+        for p in (*model.model.parameters(), *other.model.parameters()):
+            p.data = p.data.clone()  # out of the file, whose pages would count when first used
+        bridge = TransformerBridge.boot_transformers(
+            str(folder),
+            hf_model=other.model,
+            tokenizer=model.tokenizer,
+            device='cpu',
+        )
+        g = torch.Generator().manual_seed(0)
+        ids = torch.randint(3, model.config.vocab_size, (2, *size), generator=g)
+        return cls(model, bridge, [dict(input_ids=batch) for batch in ids])
+
+    @torch.no_grad()
+    def forward(self) -> None:
+        "A plain forward pass"
+        for batch in self.batches: self.model.model.base_model(**batch, use_cache=False)
+
+    def ours(self) -> HeadStats:
+        "Statistics of every head by this library"
+        return capture(self.model, self.batches, positions='prompt', progress=False)
+
+    def caches(self) -> Iterator[Mapping[str, torch.Tensor]]:
+        "What TransformerLens keeps of each batch: every head's z"
+        for batch in self.batches:
+            yield self.bridge.run_with_cache(
+                batch['input_ids'], names_filter=lambda name: name.endswith('attn.hook_z'))[1]
+
+    @torch.no_grad()
+    def cached(self) -> None:
+        "Every head's z by TransformerLens, and no statistics"
+        for _ in self.caches(): pass
+
+    @torch.no_grad()
+    def theirs(self) -> HeadStats:
+        "The same statistics from what TransformerLens keeps"
+        total = 0
+        for cache in self.caches():
+            layers = [cache[f'blocks.{layer}.attn.hook_z'] for layer in range(self.model.n_layers)]
+            z = [layer.reshape(*layer.shape[:2], self.model.n_heads, -1).mean(1)
+                 for layer in layers]
+            total += stats_of(torch.stack(z, 1), 'prompt')
+        return total
 
 
-def ours():
-    "Statistics of every head by this library"
-    return capture(model, batches, positions='prompt', progress=False)
+def peak_of_child(
+    f: Callable[[], object],  # what is run
+) -> float:  # MB
+    "Peak memory of a call above where it began, in a process that starts with this one's models"
+    context = multiprocessing.get_context('fork')
+    here, there = context.Pipe()
+    child = context.Process(target=lambda: there.send(measure(f).GB))
+    child.start()
+    found = here.recv()
+    child.join()
+    return 1000 * found
 
 
-def stats_of_cache(cache):
-    "The same statistics from what TransformerLens keeps of a batch"
-    layers = [cache[f'blocks.{layer}.attn.hook_z'] for layer in range(model.n_layers)]
-    z = [layer.reshape(N, T, model.n_heads, -1).mean(1) for layer in layers]
-    return stats_of(torch.stack(z, 1), 'prompt')
+def megabytes(
+    f: Callable[[], object],  # what is run
+) -> int:  # median of five runs
+    "Peak memory of a call"
+    return round(median(peak_of_child(f) for _ in range(5)))
 
 
-@torch.no_grad()
-def theirs(
-    statistics: bool = False,  # or keep the cache only
-):
-    "Every head's z by TransformerLens, and the statistics if wanted"
-    total = None
-    for batch in batches:
-        _, cache = bridge.run_with_cache(
-            batch['input_ids'], names_filter=lambda name: name.endswith('attn.hook_z'))
-        if statistics:
-            found = stats_of_cache(cache)
-            total = found if total is None else total + found
-    return total
+def compare(
+    name: str,  # of the model
+) -> list[dict]:  # a row for each way
+    "Time and memory of each way on one model"
+    c = Comparison.of(FOLDERS[name](), SIZES[name])
+    same = torch.allclose(c.ours().mean, c.theirs().mean, atol=1e-4)
+    assert same, f'the two do not see the same heads of the {name}'
+    ways = {
+        'capture': c.ours,
+        'TransformerLens, cache only': c.cached,
+        'TransformerLens, cache and the same statistics': c.theirs,
+    }
+    rows = []
+    for way, f in ways.items():
+        ratio, low, high = (round(x, 2) for x in paired(c.forward, f, pairs=9))
+        rows.append(dict(model=name, what=f'{way} / forward pass', ratio=ratio, low=low, high=high,
+                         MB=megabytes(f)))
+    alone = dict(model=name, what='forward pass', ratio=1, low=1, high=1, MB=megabytes(c.forward))
+    return [alone, *rows]
 
 
-same = torch.allclose(ours().mean, theirs(statistics=True).mean, atol=1e-5)
-assert same, 'the two do not see the same heads'
-cases = {
-    'capture': ours,
-    'TransformerLens, cache only': theirs,
-    'TransformerLens, cache and the same statistics': lambda: theirs(statistics=True),
-}
-rows = []
-for name, f in cases.items():
-    median, low, high = paired(forward, f, pairs=9)
-    rows.append(dict(what=f'{name} / forward pass', ratio=median, low=low, high=high))
-table = pd.DataFrame(rows).round(2)
-measured = (f"{versions()}, transformer-lens {version('transformer-lens')}, "
-            f"{torch.get_num_threads()} threads")
-print(measured, table, sep='\n')
-file = Path(__file__).parent.parent / 'nbs' / 'bench' / 'transformerlens.csv'
-file.write_text(f'# {measured}\n' + table.to_csv(index=False), encoding='utf-8')
+def main() -> None:
+    "Measure, print and write the table"
+    rows = []
+    for name, folder in FOLDERS.items():
+        try: folder()
+        except ValueError as error:
+            print(f'{name} left out: {error}')
+            continue
+        rows += compare(name)
+    table = pd.DataFrame(rows)
+    measured = (f"{versions()}, transformer-lens {version('transformer-lens')}, "
+                f"{torch.get_num_threads()} threads")
+    print(measured, table.to_string(), sep='\n')
+    file = Path(__file__).parent.parent / 'nbs' / 'bench' / 'transformerlens.csv'
+    file.write_text(f'# {measured}\n' + table.to_csv(index=False), encoding='utf-8')
+
+
+if __name__ == '__main__':
+    main()

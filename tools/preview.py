@@ -552,6 +552,22 @@ def readme_markdown() -> str:
     return "\n\n".join(blocks)
 
 
+def badges() -> str:
+    "Pictures that lead to the site, the licence and the citation; only the README has them"
+    website = read_config(ROOT / "nbs")["website"]
+    site = website["site-url"]
+    name = site.removeprefix("https://").partition("/")[0].replace("-", "--")
+    colour = "1b4965"
+    goals = {
+        f"site-{name}": site,
+        "licence-Apache--2.0": "LICENSE",
+        "cite-CITATION.cff": "CITATION.cff",
+    }
+    return "\n".join(
+        f"[![{label.partition('-')[0]}](https://img.shields.io/badge/{label}-{colour})]({goal})"
+        for label, goal in goals.items())
+
+
 def readme() -> tuple[str, list[str]]:  # text, problems
     "README.md as nbs/index.ipynb has it, with links that work in the repository"
     problems = []
@@ -570,7 +586,8 @@ def readme() -> tuple[str, list[str]]:  # text, problems
     leftover = re.findall(r"</?(?:div|span)[^>]*>|^:::+", body, re.M)
     problems += warnings + [f"leftover markup: {s}" for s in leftover]
     origin = "<!-- Written from nbs/index.ipynb by `python tools/preview.py readme` -->"
-    return f"{origin}\n\n{body}", problems
+    title, _, rest = body.partition("\n\n")
+    return f"{origin}\n\n{title}\n\n{badges()}\n\n{rest}", problems
 
 
 def main() -> int:  # exit status

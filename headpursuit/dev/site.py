@@ -7,7 +7,7 @@ __all__ = ['CELL', 'NO_PROSE', 'COLOURS', 'EXPLORERS', 'exported', 'type_text', 
            'put_install_cell', 'NotebookLinks', 'FoldedFigures', 'in_columns', 'plain_texts', 'keep_columns',
            'word_columns', 'marked_words', 'align_words', 'first_sentence', 'glossary_terms', 'prose', 'GlossaryLinks',
            'standing_out', 'head_dots', 'social_card', 'language_explorer', 'scenes', 'vision_explorer',
-           'add_explorers', 'add_notebooks', 'build_site']
+           'small_explorer', 'add_explorers', 'add_notebooks', 'build_site']
 
 # %% ../../nbs/dev/site.ipynb #9696c741
 import inspect
@@ -15,7 +15,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
-from functools import reduce
+from functools import partial, reduce
 from importlib import import_module
 from inspect import Parameter, Signature
 from itertools import count
@@ -38,10 +38,11 @@ from ..dictionary import Concept
 from ..explorer import Explorer, explore
 from ..heads import HeadModel
 from ..live import LiveExplorer, live_page
+from ..material import question_answering
 from ..pocket.reading import reading_concepts, reading_questions
 from ..pocket.seeing import caption_scenes, seeing_words
-from ..presets import pocket_path
-from ..ranking import rank_heads
+from ..presets import load_model, pocket_path
+from ..ranking import rank_heads, token_counts
 
 # %% ../../nbs/dev/site.ipynb #2218e5e2
 def exported(
@@ -423,10 +424,28 @@ def vision_explorer() -> Explorer:
     return explore(model, stats, concepts, held_out=held_out, max_new_tokens=20, stop='.',
                    progress=False)
 
+# %% ../../nbs/dev/site.ipynb #c056caaf
+def small_explorer() -> Explorer | None:  # None if the model is not on this machine
+    "SmolLM2: its heads on questions about facts, and answers under a few edits"
+    try: model = load_model('small')
+    except ValueError: return None
+    asked = question_answering('small', n_train=50, n_test=10)
+    words = {c: names for c, names in asked.words.items() if c != 'past tense'}  # one for each verb
+    concepts = {c: Concept.from_words(c, names, model.tokenizer) for c, names in words.items()}
+    stats = capture(model, asked.train, positions='last', progress=False)
+    find = partial(rank_heads, score='ratio', counts=token_counts(model, asked.train), n_draws=30,
+                   n_atoms=max(map(len, concepts.values())))
+    test = asked.test[asked.test['concept'].isin(list(words))]
+    held_out = test.groupby('concept', sort=False)['prompt'].agg(list).to_dict()
+    held_out['nothing'] = asked.neutral[:2]
+    return explore(model, stats, concepts, prompts=asked.train[::5], held_out=held_out, find=find,
+                   k=2, alphas=[-1], max_new_tokens=7, stop='.\n', progress=False)
+
 # %% ../../nbs/dev/site.ipynb #a0bc3eb3
 EXPLORERS = {  # file beside explore.html -> what writes it, or None where it cannot be written
     'explorer_pocket.html': language_explorer,
     'explorer_vision.html': vision_explorer,
+    'explorer_smollm2.html': small_explorer,
 }
 
 def add_explorers(
