@@ -135,6 +135,9 @@ class Answers:
     n_beside: int | None = None  # questions for random sets, and for each other concept; or all
     kept: dict = field(default_factory=dict, repr=False, compare=False)  # prepared pictures
 
+    def __post_init__(self):
+        if self.n_beside is not None: at_least_one(n_beside=self.n_beside)
+
 # %% ../nbs/09_experiments.ipynb #c0d5f7a9
 def _asked(questions: pd.DataFrame,  # with a column concept
            condition: Condition,
@@ -172,6 +175,9 @@ class Texts:
     batch_size: int = 64  # prompts at once
     n_beside: int | None = None  # prompts that random sets write on; default: all
     kept: dict = field(default_factory=dict, repr=False, compare=False)  # prepared pictures
+
+    def __post_init__(self):
+        if self.n_beside is not None: at_least_one(n_beside=self.n_beside)
 
     def __call__(self,
                  model: HeadModel,  # with its tokenizer

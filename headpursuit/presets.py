@@ -132,6 +132,7 @@ class Settings:
 
     def __post_init__(self):
         at_least_one(n_train=self.n_train, n_test=self.n_test, max_new_tokens=self.max_new_tokens)
+        if self.n_beside is not None: at_least_one(n_beside=self.n_beside)
 
     @property
     def batches(self) -> dict[str, int]:

@@ -214,6 +214,7 @@ GOOD = {  # function: good arguments, as a function so that nothing is made befo
     'pocket.seeing.classification_set': lambda: dict(name='digits', split='test', n=1),
     'cli.demo': dict,
     'cli.bench': dict,
+    'cli.bench_heads': dict,
     'material.keywords': lambda: dict(texts=['red']),
     'cli.reproduce_models': lambda: dict(name='atlas', models='all'),
     'cli.reproduce': lambda: dict(name='atlas'),
@@ -435,7 +436,7 @@ ROWS = [
         id='in shards'),
     hand(TypeError, 'a Dataset is needed', lambda t: capture_shards(
         w().model, PROMPTS, t / 'shards')),
-    hand(ValueError, "lacks the columns \['text'\]", lambda t: capture_shards(
+    hand(ValueError, r"lacks the columns \['text'\]", lambda t: capture_shards(
         w().model, w().dataset.rename_column('text', 'prompt'), t / 'shards')),
     hand(TypeError, 'a list of prompts', lambda t: capture(w().model, w().questions)),
     hand(TypeError, 'list of words', lambda t: Concept.from_words('colours', 'red', TOK)),
@@ -719,7 +720,7 @@ TYPED = [  # what is typed, FILE and FOLDER being there; words that must occur
     ('site quickly', 'unrecognized'),
     ('reproduce', 'required'), ('reproduce poetry', 'invalid choice'),
     ('reproduce atlas --preset huge', 'unknown preset'),
-    ('reproduce toxicity --preset small', 'no preset'),
+    ('reproduce captioning --preset small', 'no preset'),
     ('reproduce atlas --out FILE', 'FILE'), ('reproduce atlas --out FILE/here', 'FILE'),
     ('reproduce atlas -p colour red', "no parameter 'colour'"),
     ('reproduce atlas -p out there', "no parameter 'out'"),
