@@ -240,7 +240,8 @@ def test_the_usual_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('typed', [
-    ['demo', '--model', 'small'], ['reproduce', 'atlas', '--preset', 'small']])
+    ['demo', '--model', 'small'], ['reproduce', 'atlas', '--preset', 'small'],
+    ['reproduce', 'toxicity', '--preset', 'small']])
 def test_commands_say_how_to_fetch(tmp_path, monkeypatch, capsys, typed):
     monkeypatch.setenv('HEADPURSUIT_CACHE', str(tmp_path / 'empty'))
     with pytest.raises(SystemExit) as end: main([*typed, '--out', str(tmp_path / 'out')])
