@@ -166,14 +166,13 @@ def load(cls: HeadStats,
     kind, _, version = meta.get('format', '').partition('/')
     if kind != 'headpursuit.HeadStats':
         raise ValueError(f'{path} does not hold head statistics')
-    if version not in ('1', '2', '3'):
+    if version != '3':
         raise ValueError(
-            f'{path} has format {version} of head statistics, which this version cannot read: '
-            'update headpursuit')
+            f'{path} has format {version} of head statistics, which this version does not read: '
+            'capture again, or update headpursuit')
     if lost := {'count', 'positions', 'mean', 'scatter'} - {*meta, *tensors}:
         raise ValueError(f'{path} lacks {min(lost)!r}: it is damaged')
     fields = {name: meta[name] for name in (*PROVENANCE, 'prompt_hash') if name in meta}
-    if version != '3': fields['weights'] = ''
     return cls(int(meta['count']), **tensors, **fields)
 
 # %% ../nbs/03_capture.ipynb #49d20b07

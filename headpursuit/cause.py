@@ -201,7 +201,7 @@ def attribution(model: HeadModel,  # with its tokenizer
                    total=-(-len(questions) // batch_size), disable=not progress)
     for batch, answer in batches:
         grads = [_gradient(model, batch, answer, parts, at) for at in ats]
-        found.append(sum(grads).cpu() / steps)
+        found.append(sum(grads).float().cpu() / steps)
     found = torch.cat(found).numpy()
     return found if several else found[:, 0]
 

@@ -6,7 +6,6 @@
 __all__ = ['workers', 'all_reduce', 'capture_shards']
 
 # %% ../nbs/12_distributed.ipynb #45209cc0
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,7 @@ from headpursuit.capture import (
     PROVENANCE, HeadStats, add_hashes, capture, check_prompt, check_same, rule_name,
 )
 from .heads import HeadModel, as_head_model
-from .store import at_least_one, read_json, whole_file
+from .store import at_least_one, check_columns, claim_folder
 
 # %% ../nbs/12_distributed.ipynb #5276fa55
 def workers() -> tuple[int, int]:  # number of this worker, number of workers
@@ -81,20 +80,6 @@ def _plan(model: HeadModel, dataset: Dataset, n_shards: int,
         model=model.name,
         weights=model.weights_hash())
 
-# %% ../nbs/12_distributed.ipynb #1268fd27
-def _join_folder(folder: Path, plan: dict) -> None:
-    "Make the folder, or check that it is for the same capture"
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / 'plan.json'
-    if not file.exists():
-        with whole_file(file) as part:
-            part.write_text(json.dumps(plan))
-    found = read_json(file)
-    if different := [k for k in plan if found.get(k) != plan[k]]:
-        raise ValueError(
-            f'{folder} holds shards of another capture (different {", ".join(different)}): '
-            'choose another folder or delete it')
-
 # %% ../nbs/12_distributed.ipynb #95023c7a
 class _Rows:
     "A data set as prompts: strings, or dicts where there are images"
@@ -118,8 +103,7 @@ def _check_rows(dataset: Dataset) -> None:
     if not isinstance(dataset, Dataset):
         raise TypeError(f'a Dataset is needed, got a {type(dataset).__name__}: '
                         'Dataset.from_dict(dict(text=prompts)) makes one')
-    if 'text' not in dataset.column_names:
-        raise ValueError(f"the data set lacks the column 'text'; it has {dataset.column_names}")
+    check_columns(dataset.column_names, ['text'], 'the data set')
     if not len(dataset): raise ValueError('no prompts: the data set is empty')
     for i, text in enumerate(dataset['text']): check_prompt(i, text)
 
@@ -138,7 +122,7 @@ def capture_shards(model: nn.Module | HeadModel,  # the same on all workers
     _check_rows(dataset)
     n_shards = min(n_shards, len(dataset))
     folder = Path(folder)
-    _join_folder(folder, _plan(model, dataset, n_shards, positions))
+    claim_folder(folder, _plan(model, dataset, n_shards, positions))
     rank, world = workers()
     mine = range(rank, n_shards, world)
     stats = None

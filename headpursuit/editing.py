@@ -294,11 +294,6 @@ def _described(concept: Concept | None) -> dict | None:
     return dict(name=concept.name, pieces=concept.pieces, words=list(concept.words),
                 names=concept.names)
 
-# %% ../nbs/05_editing.ipynb #662425ef
-def _concept(about: dict | None) -> Concept | None:
-    "The concept that `_described` wrote"
-    return about and Concept(**about, report=pd.DataFrame())
-
 # %% ../nbs/05_editing.ipynb #cffe2dde
 @patch
 def _about(self: HeadEdit, model: HeadModel) -> str:
@@ -373,19 +368,16 @@ def _read_about(folder: Path) -> dict:
         raise FileNotFoundError(f'{folder} has no head_edit.json: '
                                 'it is not a folder written by HeadEdit.save')
     about = read_json(file)
-    if about.get('format') not in ('headpursuit.HeadEdit/1', 'headpursuit.HeadEdit/2'):
+    if about.get('format') != 'headpursuit.HeadEdit/2':
         raise ValueError(f'{file} has the format {about.get("format")!r}, '
-                         'which this version cannot read: update headpursuit')
-    if missing := {'heads', 'alpha', 'provenance', 'model_id'} - about.keys():
+                         'which this version does not read: make it again, or update headpursuit')
+    if missing := {'heads', 'alpha', 'provenance', 'model_id', 'unembedding'} - about.keys():
         raise ValueError(f'{file} does not say {min(missing)!r}: it is damaged')
     return about
 
 # %% ../nbs/05_editing.ipynb #04e5be25
 def _check_model(about: dict, model: HeadModel) -> None:
     "A `ValueError` for an edit of another model"
-    if 'unembedding' not in about:
-        raise ValueError('this edit was saved by an earlier version, which knew its model by other '
-                         'marks: load it without a model, and save it again')
     if not _is_like(about['unembedding'], _unembedding(model)):
         raise ValueError(f'this edit was made for {about["model_id"] or "another model"}: '
                          'the unembedding of the model given is a different one')
@@ -405,8 +397,9 @@ def load(cls: HeadEdit,
     "Read an edit; with `model`, refuse it if it was made for another one"
     folder = Path(folder)
     about = _read_about(folder)
-    edit = cls(about['heads'], about['alpha'], about['provenance'],
-               subspace=_concept(about.get('subspace')), rank=about.get('rank'))
+    part = about.get('subspace')  # what `_described` wrote
+    edit = cls(about['heads'], about['alpha'], about['provenance'], rank=about.get('rank'),
+               subspace=part and Concept(**part, report=pd.DataFrame()))
     if model is None: return edit
     model = as_head_model(model)
     _check_model(about, model)

@@ -132,11 +132,16 @@ class Answers:
     max_new_tokens: int = 4  # of an answer
     stop: str = '.\n'  # an answer ends at the first of these characters
     batch_size: int = 64  # prompts at once
+    n_beside: int | None = None  # questions for random sets, and for each other concept; or all
     kept: dict = field(default_factory=dict, repr=False, compare=False)  # prepared pictures
+
+    def __post_init__(self):
+        if self.n_beside is not None: at_least_one(n_beside=self.n_beside)
 
 # %% ../nbs/09_experiments.ipynb #c0d5f7a9
 def _asked(questions: pd.DataFrame,  # with a column concept
            condition: Condition,
+           n_beside: int | None = None,  # fewer for controls, and for each other concept
            ) -> pd.DataFrame:  # numbered from 0 on
     "The questions for one edit: random sets are asked about their target only"
     asked = questions.reset_index(drop=True)
@@ -144,7 +149,9 @@ def _asked(questions: pd.DataFrame,  # with a column concept
     if condition.target and not own.any():
         raise ValueError(f'no questions about {condition.target!r}: the effect of an edit needs '
                          'questions with that concept')
-    return asked[own] if condition.selection == 'random' else asked
+    few = True if n_beside is None else asked.groupby('concept').cumcount() < n_beside
+    if condition.selection == 'random': return asked[own & few]
+    return asked[own | few] if condition.target else asked
 
 # %% ../nbs/09_experiments.ipynb #996d40eb
 @patch
@@ -153,7 +160,7 @@ def __call__(self: Answers,
              condition: Condition = UNEDITED,  # random sets answer about their target only
              ) -> pd.DataFrame:  # columns sample, concept, prediction, correct
     "The model's answers, one row per question"
-    asked = _asked(self.questions, condition)
+    asked = _asked(self.questions, condition, self.n_beside)
     how = dict(max_new_tokens=self.max_new_tokens, stop=self.stop, batch_size=self.batch_size)
     said = answer(model, asked, score=self.score, kept=self.kept, **how)
     return said[['concept', 'prediction', 'correct']].rename_axis('sample').reset_index()
@@ -166,15 +173,20 @@ class Texts:
     max_new_tokens: int = 24  # of a text
     stop: str = ''  # a text ends at the first of these characters
     batch_size: int = 64  # prompts at once
+    n_beside: int | None = None  # prompts that random sets write on; default: all
     kept: dict = field(default_factory=dict, repr=False, compare=False)  # prepared pictures
+
+    def __post_init__(self):
+        if self.n_beside is not None: at_least_one(n_beside=self.n_beside)
 
     def __call__(self,
                  model: HeadModel,  # with its tokenizer
-                 condition: Condition = UNEDITED,  # of no account
+                 condition: Condition = UNEDITED,  # random sets write on `n_beside`
                  ) -> pd.DataFrame:  # columns sample, text
         "The model's texts, one row per prompt"
         how = dict(max_new_tokens=self.max_new_tokens, stop=self.stop, batch_size=self.batch_size)
-        texts = generate(model, self.prompts, kept=self.kept, **how)
+        prompts = self.prompts[:self.n_beside if condition.selection == 'random' else None]
+        texts = generate(model, prompts, kept=self.kept, **how)
         return pd.DataFrame(dict(sample=range(len(texts)), text=texts))
 
 # %% ../nbs/09_experiments.ipynb #e35c07d1
@@ -234,8 +246,8 @@ def run(model: HeadModel,  # with its tokenizer
     done: dict[tuple, pd.DataFrame] = {}
     parts = []
     for condition in tqdm(conditions, desc='edits', disable=not progress):
-        only = condition.target if condition.selection == 'random' else ''
-        key = (condition.heads, condition.alpha, only)
+        key = (condition.heads, condition.alpha, condition.target,
+               condition.selection == 'random')
         if key not in done:
             *about, _ = asdict(condition).values()
             name = ' '.join(map(str, about))

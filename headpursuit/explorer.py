@@ -257,13 +257,6 @@ def _check_samples(prompts: Sequence,  # as given by a user
         raise ValueError('the statistics are over image patches, which have no text to show: '
                          'leave prompts out')
 
-# %% ../nbs/11_explorer.ipynb #a7e76528
-def _check_edits(alphas: Sequence[float],  # factors of the edits
-                 ) -> None:
-    "An error for edits that edit nothing, or without end"
-    if not len(alphas) or not np.isfinite(alphas).all():
-        raise ValueError(f'completions need finite factors, got alphas={list(alphas)}')
-
 # %% ../nbs/11_explorer.ipynb #38759c06
 def _key(prompt: str | dict,  # a text, or a dict with `text` and `image`
          ) -> str:
@@ -384,7 +377,8 @@ def explore(model: HeadModel,  # with a tokenizer
     else:
         _check_samples(prompts, stats.positions)
     if held_out is not None:
-        _check_edits(alphas)
+        if not len(alphas): raise ValueError('alphas is empty: give at least one factor')
+        for alpha in alphas: HeadEdit('L0.H0', alpha)  # refuses what is no factor
         _check_held_out(held_out, prompts)
     strings = _Strings()
     rows, rankings = _concept_rows(model, stats, concepts, k, find)

@@ -23,7 +23,7 @@ from .capture import position_mask, text_batches
 from .editing import HeadEdit
 from .heads import HeadModel, check_prompts
 from .metrics import exact_match
-from .store import at_least_one
+from .store import at_least_one, check_columns
 
 # %% ../nbs/08_generation.ipynb #ac396b0f
 def check_text_model(model: HeadModel,  # or what was given for one
@@ -105,8 +105,7 @@ def check_questions(questions: pd.DataFrame,  # as given by a user
     if not isinstance(questions, pd.DataFrame):
         raise TypeError('questions are a table with the columns prompt and answer, got a '
                         f'{type(questions).__name__}: pd.DataFrame(...) makes one')
-    if missing := {'prompt', 'answer'} - set(questions.columns):
-        raise ValueError(f'the questions lack the column {min(missing)!r}')
+    check_columns(questions, ['prompt', 'answer'], 'the table of questions')
     if len(unanswered := np.flatnonzero(questions['answer'].isna())):
         raise ValueError(f'question {unanswered[0]} has no answer: leave it out')
 

@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .dictionary import Concept, Dictionary, check_concept, token_strings
+from .dictionary import Concept, Dictionary, check_concept, check_ids, token_strings
 
 # %% ../nbs/02_heads.ipynb #d787e241
 @dataclass(frozen=True, order=True)
@@ -504,10 +504,7 @@ def rows(self: HeadModel,
     "Rows of the unembedding as directions in the residual stream"
     w = _weight(self.unembedding)
     if not isinstance(ids, slice):
-        wrong = [i for i in ids if not 0 <= i < len(w)]
-        if wrong:
-            raise ValueError(f'token id {wrong[-1]} is not in the unembedding of {len(w)} rows: '
-                             'was it made with another tokenizer?')
+        check_ids(ids, len(w))
         ids = torch.tensor(ids, device=w.device)
     D = w[ids].to(self.exact_device).float()
     if self.project_out is not None:
@@ -605,14 +602,6 @@ def same_weights(a: str,  # from `weights_hash`
                  ) -> bool:
     "Whether two fingerprints are of the same weights, whatever the precision"
     return any(x == y for x, y in zip(a.split('-')[1:], b.split('-')[1:]))
-
-# %% ../nbs/02_heads.ipynb #8e7d496b
-@patch
-def unembedding_hash(self: HeadModel) -> str:  # 64 hexadecimal digits
-    "SHA-256 of the unembedding in bfloat16, so that the precision of loading does not matter"
-    D = _weight(self.unembedding).bfloat16().cpu().contiguous()
-    shape = str(tuple(D.shape)).encode()
-    return hashlib.sha256(shape + D.view(torch.int16).numpy().tobytes()).hexdigest()
 
 # %% ../nbs/02_heads.ipynb #51f6200f
 _SOURCE = ('revision', 'subfolder', 'cache_dir', 'token', 'local_files_only', 'trust_remote_code')

@@ -97,7 +97,7 @@ def _questions(size: Settings, shape: Shape, n_draws: int, data: str) -> list[Wo
     chosen, drawn = _edits(size, n_draws)
     countries = math.ceil(.06 * size.n_test)
     return [Work('capture, with its checks', round(6.25 * size.n_train), read),
-            Work('answers of the unedited model', 2 * size.n_test, read, 6),
+            Work('answers of the unedited model', size.n_test, read, 6),
             Work('answers under edits', chosen * size.n_test, read, 6),
             Work('answers with random heads', drawn * countries, read, 6)]
 
@@ -120,29 +120,36 @@ def _classification(size: Settings, shape: Shape, n_draws: int, data: str) -> li
     chosen, drawn = _edits(size, n_draws)
     ends = len({min(size.ks), max(size.ks)})
     asked = sets * size.n_test  # questions of all sets
-    decided = sets * 40  # those of validation pictures
+    beside = sets * min(size.n_beside or size.n_test, size.n_test)
+    edited = asked + (sets - 1) * beside  # by one edit for each set
+    half = sets * 40  # of the questions on validation pictures
+    trials = 6 * ends * sets  # rules that are compared on a half
     return [Work('capture', 2 * sets * size.n_train, read),
-            Work('attribution', 3 * 4 * decided, read),
-            Work('answers on validation pictures', 7 * decided, read, 6),
+            Work('attribution', 3 * 4 * half, read),
+            Work('likelihood on validation pictures', (trials + 6) * half, read),
+            Work('answers on validation pictures', 8 * half, read, 6),
             Work('keywords', sets * 60, read, 32),
-            Work('answers of the unedited model', 2 * asked, read, 6),
-            Work('answers under edits', (chosen + 3 * ends + 1) * sets * asked, read, 6),
-            Work('answers with random heads', (drawn + n_draws * ends) * asked, read, 6)]
+            Work('answers of the unedited model', asked, read, 6),
+            Work('answers under edits', (chosen + len(size.ks) + 1) * edited, read, 6),
+            Work('answers with random heads', (drawn + n_draws * ends) * beside, read, 6)]
 
 # %% ../nbs/21_plan.ipynb #296909c6
 def _captions(size: Settings, shape: Shape, n_draws: int, data: str) -> list[Work]:
     "Work of captioning: three concepts, two factors, and two more numbers of heads"
     read = shape.image_tokens + PROMPT_TOKENS['flickr30k']
     chosen, drawn = _edits(size, n_draws, alphas=2)
+    beside = min(size.n_beside or size.n_test, size.n_test)
     return [Work('capture', size.n_train, read),
+            Work('captions for the null', min(100, size.n_train) + 1, read, 20),
             Work('captions of the unedited model', size.n_test, read, 20),
             Work('captions under edits', 3 * (chosen + 2) * size.n_test, read, 20),
-            Work('captions with random heads', 3 * drawn * size.n_test, read, 20)]
+            Work('captions with random heads', 3 * drawn * beside, read, 20)]
 
 def _strength(size: Settings, shape: Shape, n_draws: int, data: str) -> list[Work]:
     "Work of the strength experiment: three concepts, nine factors"
     read = shape.image_tokens + PROMPT_TOKENS['flickr30k']
     return [Work('capture', size.n_train, read),
+            Work('captions for the null', min(100, size.n_train), read, 20),
             Work('captions of the unedited model', size.n_test, read, 20),
             Work('captions under edits', 3 * 9 * size.n_test, read, 20)]
 

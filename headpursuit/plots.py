@@ -22,6 +22,7 @@ from matplotlib.transforms import ScaledTranslation
 from PIL import Image
 
 from .heads import Head
+from .store import check_columns
 
 # %% ../nbs/07_plots.ipynb #01d8b453
 def use_theme() -> None:
@@ -106,9 +107,7 @@ def _check_rows(table: pd.DataFrame,  # long
                 values: tuple[str, ...] = ('value', 'low', 'high'),  # columns to draw
                 ) -> None:
     "A `ValueError` unless the table has these columns and one row for each place"
-    missing = {*by, *values} - set(table)
-    if missing:
-        raise ValueError(f'the table lacks the columns {sorted(missing)}')
+    check_columns(table, [*by, *values])
     twice = table.loc[table.duplicated(by), by].to_dict('records')
     if twice:
         where = ', '.join(f'{column} {value!r}' for column, value in twice[0].items())

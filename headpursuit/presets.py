@@ -124,6 +124,7 @@ class Settings:
     ks: tuple[int, ...] = ()  # numbers of heads that are edited
     n_train: int = 480  # prompts on which heads are chosen
     n_test: int = 320  # prompts on which effects are measured
+    n_beside: int | None = None  # those for other concepts, and for controls; None: all
     max_new_tokens: int = 4  # of an answer or a text
     stop: str = '.\n'  # an answer or a text ends at the first of these characters
     batch_size: int | None = None  # prompts at once; None: each function's own default
@@ -131,6 +132,7 @@ class Settings:
 
     def __post_init__(self):
         at_least_one(n_train=self.n_train, n_test=self.n_test, max_new_tokens=self.max_new_tokens)
+        if self.n_beside is not None: at_least_one(n_beside=self.n_beside)
 
     @property
     def batches(self) -> dict[str, int]:
@@ -157,13 +159,15 @@ SETTINGS: dict[str, dict[str, Settings]] = dict(  # by experiment and preset
         paper=replace(_PAPER, n_test=2000, max_new_tokens=16)),
     toxicity=dict(
         pocket=Settings(ks=(1, 2, 3, 4), n_test=200, max_new_tokens=48, stop=''),
+        small=Settings(ks=(1, 8), n_train=96, n_test=96, max_new_tokens=12, stop='',
+                       batch_size=32),
         paper=replace(_PAPER, n_test=1000, max_new_tokens=64, stop='')),
     image_classification=dict(
         pocket=Settings(ks=(1, 2, 4, 8), n_train=300, n_test=100),
-        paper=replace(_PICTURES, n_train=300, n_test=500, max_new_tokens=24)),
+        paper=replace(_PICTURES, n_train=300, n_test=500, n_beside=100, max_new_tokens=24)),
     captioning=dict(
         pocket=Settings(ks=(1, 2, 3), n_train=400, n_test=400, max_new_tokens=24, stop=''),
-        paper=replace(_PICTURES, n_train=400, n_test=400, max_new_tokens=64)),
+        paper=replace(_PICTURES, n_train=400, n_test=400, n_beside=100, max_new_tokens=64)),
     strength=dict(
         pocket=Settings(ks=(3,), n_train=400, n_test=200, max_new_tokens=24, stop=''),
         paper=replace(_PICTURES, ks=(32,), n_train=400, n_test=200, max_new_tokens=64)),

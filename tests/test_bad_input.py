@@ -214,6 +214,7 @@ GOOD = {  # function: good arguments, as a function so that nothing is made befo
     'pocket.seeing.classification_set': lambda: dict(name='digits', split='test', n=1),
     'cli.demo': dict,
     'cli.bench': dict,
+    'cli.bench_heads': dict,
     'material.keywords': lambda: dict(texts=['red']),
     'cli.reproduce_models': lambda: dict(name='atlas', models='all'),
     'cli.reproduce': lambda: dict(name='atlas'),
@@ -435,7 +436,7 @@ ROWS = [
         id='in shards'),
     hand(TypeError, 'a Dataset is needed', lambda t: capture_shards(
         w().model, PROMPTS, t / 'shards')),
-    hand(ValueError, "lacks the column 'text'", lambda t: capture_shards(
+    hand(ValueError, r"lacks the columns \['text'\]", lambda t: capture_shards(
         w().model, w().dataset.rename_column('text', 'prompt'), t / 'shards')),
     hand(TypeError, 'a list of prompts', lambda t: capture(w().model, w().questions)),
     hand(TypeError, 'list of words', lambda t: Concept.from_words('colours', 'red', TOK)),
@@ -490,7 +491,7 @@ ROWS = [
         'pursuit.somp_moments', C=NAN * w().Z.mT @ w().Z)),
     hand(ValueError, 'D .the atoms. is empty', lambda t: call(
         'pursuit.orthonormal_basis', D=w().D[:0])),
-    hand(ValueError, 'finite factors', lambda t: call('explorer.explore', alphas=[])),
+    hand(ValueError, 'alphas is empty', lambda t: call('explorer.explore', alphas=[])),
     hand(ValueError, 'shares 1 prompts', lambda t: call(
         'explorer.explore', prompts=PROMPTS, held_out=dict(more=PROMPTS[:1]))),
     hand(TypeError, 'list of names', lambda t: call('explorer.explore', concepts='colours')),
@@ -526,12 +527,12 @@ ROWS = [
         written(t / 'adapter_config.json', '{}').parent, w().model)),
     hand(OSError, 'file', lambda t: w().edit.save(written(t / 'file', ''), w().model),
          id='a file for a folder'),
-    hand(ValueError, 'plan.json is not a file in JSON', lambda t: capture_shards(
-        w().model, w().dataset, written(t / 'plan.json', '{').parent)),
-    hand(ValueError, 'plan.json holds a list', lambda t: capture_shards(
-        w().model, w().dataset, written(t / 'plan.json', '[1]').parent)),
-    hand(ValueError, 'another capture', lambda t: capture_shards(
-        w().model, w().dataset, written(t / 'plan.json', '{}').parent)),
+    hand(ValueError, 'settings.json is not a file in JSON', lambda t: capture_shards(
+        w().model, w().dataset, written(t / 'settings.json', '{').parent)),
+    hand(ValueError, 'settings.json holds a list', lambda t: capture_shards(
+        w().model, w().dataset, written(t / 'settings.json', '[1]').parent)),
+    hand(ValueError, 'other settings', lambda t: capture_shards(
+        w().model, w().dataset, written(t / 'settings.json', '{}').parent)),
     hand(OSError, 'file', lambda t: capture_shards(
         w().model, w().dataset, written(t / 'file', '')), id='a file for shards'),
     hand(ValueError, 'damaged', lambda t: cached_twice(t)),
@@ -719,7 +720,7 @@ TYPED = [  # what is typed, FILE and FOLDER being there; words that must occur
     ('site quickly', 'unrecognized'),
     ('reproduce', 'required'), ('reproduce poetry', 'invalid choice'),
     ('reproduce atlas --preset huge', 'unknown preset'),
-    ('reproduce toxicity --preset small', 'no preset'),
+    ('reproduce captioning --preset small', 'no preset'),
     ('reproduce atlas --out FILE', 'FILE'), ('reproduce atlas --out FILE/here', 'FILE'),
     ('reproduce atlas -p colour red', "no parameter 'colour'"),
     ('reproduce atlas -p out there', "no parameter 'out'"),

@@ -31,6 +31,7 @@ model.model.model.forward = delayed
 data = reading_questions('train', 8, seed=3).rename_column('prompt', 'text')
 stats = capture_shards(model, data, folder, n_shards=8, batch_size=4, progress=False)
 if dist.get_rank() == 0: stats.save(folder + '/stats.safetensors')
+dist.barrier()  # a worker that leaves early may take gloo's threads along
 dist.destroy_process_group()
 '''
 

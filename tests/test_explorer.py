@@ -123,7 +123,7 @@ def test_errors_name_the_mistake(pocket):
             (TypeError, 'must be a list of names', lambda: explore(model, stats, 'colours')),
             (ValueError, 'no prompts', lambda: explore(model, stats, concepts, prompts=[])),
             (ValueError, 'no concepts', lambda: explore(model, stats, {})),
-            (ValueError, 'alphas=',
+            (ValueError, 'alphas is empty',
              lambda: explore(model, stats, concepts, held_out=dict(a=['b']), alphas=[])),
             (ValueError, 'belong to another model', lambda: explore(other, stats, concepts))]:
         with pytest.raises(error, match=words):

@@ -20,6 +20,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Va
 
 from headpursuit.cli import main
 from headpursuit.capture import capture
+from headpursuit.cause import attribution
 from headpursuit.dictionary import Concept, builtin_concepts
 from headpursuit.editing import HeadEdit
 from headpursuit.experiments import CONDITION, selections
@@ -301,6 +302,16 @@ def test_a_concept_that_lost_its_words_stops_the_run(mistral):
         rank_heads(model, stats, Concept.from_words('all', ['France', 'Spain'], model.tokenizer))
 
 
+def test_attribution_of_a_checkpoint_in_half_precision(mistral):
+    model = load_model('paper', 'text', str(mistral))
+    assert model.unembedding.weight.dtype == torch.bfloat16
+    asked = pd.DataFrame(dict(prompt=['The sky', 'Two red'], answer=['is blue', 'dogs go on']))
+    found = attribution(model, asked, steps=2)
+    exact = attribution(HeadModel(model.model.float(), model.tokenizer), asked, steps=2)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, exact, atol=.05 * abs(exact).max())
+
+
 def test_atlas(mistral, data, tmp_path):
     table = run('atlas', tmp_path, model_id=str(mistral), folder=str(data), n_train=6, n_atoms=3)
     assert list(table) == ['layer', 'head', 'step', 'token', 'token_id', 'explained']
@@ -427,3 +438,21 @@ def test_the_command_says_what_is_missing(tmp_path, capsys):
         main(['reproduce', 'atlas', '--preset', 'paper', '--out', str(tmp_path)])
     assert ended.value.code == 2
     assert re.search(what, capsys.readouterr().err)
+
+def test_every_published_table_has_its_place():
+    "The overview leads from each table to a page that shows its values"
+    root = Path(__file__).parents[1]
+    with (root / 'headpursuit/data/published.csv').open(encoding='utf-8') as f:
+        known = pd.read_csv(f).groupby('source').experiment.first()
+    page = json.loads((root / 'nbs/experiments/index.ipynb').read_text(encoding='utf-8'))
+    text = ''.join(''.join(c['source']) for c in page['cells'] if c['cell_type'] == 'markdown')
+    rows = [[x.strip() for x in line.split('|')[1:-1]]
+            for line in text.splitlines() if line.startswith('| ')][1:]
+    places = {}
+    for *_, link, source, _ in rows:
+        places.setdefault(source, []).append(re.search(r'\((\w+\.ipynb)', link)[1])
+    assert set(known.index) <= set(places)
+    for source, experiment in known.items():
+        for name in places[source]:
+            shown = (root / 'nbs/experiments' / name).read_text(encoding='utf-8')
+            assert f"published('{experiment}'" in shown, (source, name)
