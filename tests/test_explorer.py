@@ -283,6 +283,16 @@ def test_contrast_is_aa(pocket, visit, contrast, scheme):
     assert (brightness < 384) == (scheme == 'dark')
 
 
+def test_a_link_leads_to_the_view(pocket, visit):
+    page = visit(pocket[-1].page, 1280)
+    page.select_option('#concept', '2')
+    cell(page, 70).click()
+    page.wait_for_function("() => document.getElementById('link').href.includes('head=L2.H6')")
+    with page.expect_popup() as opened: page.locator('#link').click()
+    assert opened.value.locator('#card h2').inner_text() == 'Head L2.H6'
+    assert opened.value.locator('#concept option:checked').inner_text() == 'months'
+
+
 def test_inside_a_notebook(pocket, visit):
     html = f'<body style="background: #111">{pocket[-1]._repr_html_()}</body>'
     page = visit(html, 1280, color_scheme='light')

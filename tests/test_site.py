@@ -1,4 +1,5 @@
 "The built site in a browser: pages, links, search, both themes, a laptop's width and a phone's"
+import json
 import re
 import subprocess
 import sys
@@ -97,6 +98,18 @@ def test_the_sidebar_lists_every_page(site, visit):
     assert len(pages(site)) == len(wanted)
     page, _ = visit(site / 'index.html', 1280)
     assert page.locator('#sidebar a').count() == len(wanted)
+
+
+NOTEBOOKS = [p for p in (ROOT / 'nbs').rglob('*.ipynb')
+             if not any(part[0] in '._' for part in p.relative_to(ROOT).parts)]
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
+def test_no_markup_of_quarto_is_read_in_jupyter(path):
+    cells = json.loads(path.read_text(encoding='utf-8'))['cells']
+    text = '\n\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
+    prose = re.sub(r'```.*?```|`[^`]*`', '', text, flags=re.S)
+    assert not re.findall(r'^:::.*|\[@.*?\]|\)\{[#.]?[\w-]+.*?\}|@(?:fig|tbl)-[\w-]*', prose, re.M)
 
 
 @sizes

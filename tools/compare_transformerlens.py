@@ -11,21 +11,21 @@ measured if it has been fetched. Both libraries see the same weights and the sam
 tokens. What is compared: a plain forward pass of the backbone, `capture` (statistics of every
 head), and TransformerLens caching every head's z (`run_with_cache`, which also computes logits),
 without and with the same statistics computed from its cache. Times are ratios of pairs that are
-run in turn; memory is the peak of a process above where it began, each in processes of its own.
+run in turn; memory is the peak of what torch has allocated, above where the call began.
 """
-import multiprocessing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
-from statistics import median
 
 import pandas as pd
 import torch
+from torch.profiler import ProfilerActivity, profile
 from transformer_lens.model_bridge import TransformerBridge
 
 from headpursuit.capture import HeadStats, capture, stats_of
-from headpursuit.dev.bench import measure, paired
+from headpursuit.dev.bench import paired
 from headpursuit.generation import versions
 from headpursuit.heads import HeadModel
 from headpursuit.presets import pocket_path, small_path
@@ -48,12 +48,10 @@ class Comparison:
         size: tuple[int, int],  # texts in a batch, tokens in a text
     ) -> 'Comparison':
         "The model of a folder; TransformerLens gets weights of its own"
-        model, other = (HeadModel.from_pretrained(folder) for _ in range(2))
-        for p in (*model.model.parameters(), *other.model.parameters()):
-            p.data = p.data.clone()  # out of the file, whose pages would count when first used
+        model = HeadModel.from_pretrained(folder)
         bridge = TransformerBridge.boot_transformers(
             str(folder),
-            hf_model=other.model,
+            hf_model=HeadModel.from_pretrained(folder).model,
             tokenizer=model.tokenizer,
             device='cpu',
         )
@@ -93,24 +91,14 @@ class Comparison:
         return total
 
 
-def peak_of_child(
-    f: Callable[[], object],  # what is run
-) -> float:  # MB
-    "Peak memory of a call above where it began, in a process that starts with this one's models"
-    context = multiprocessing.get_context('fork')
-    here, there = context.Pipe()
-    child = context.Process(target=lambda: there.send(measure(f).GB))
-    child.start()
-    found = here.recv()
-    child.join()
-    return 1000 * found
-
-
 def megabytes(
     f: Callable[[], object],  # what is run
-) -> int:  # median of five runs
-    "Peak memory of a call"
-    return round(median(peak_of_child(f) for _ in range(5)))
+) -> int:
+    "Peak of torch's memory in a call, above where it began"
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen: f()
+    events = [e for e in seen.profiler.kineto_results.events() if e.name() == '[memory]']
+    events.sort(key=lambda e: e.start_ns())
+    return round(max(accumulate(e.nbytes() for e in events)) / 1e6)
 
 
 def compare(
