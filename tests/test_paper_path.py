@@ -199,6 +199,7 @@ def run(experiment, out=None, /, **parameters):
     notebook = json.loads((NOTEBOOKS / f'{experiment}.ipynb').read_text(encoding='utf-8'))
     for cell in notebook['cells']:
         if cell['cell_type'] != 'code': continue
+        if '%pip' in ''.join(cell['source']): continue  # for Colab
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # a random model never says some words
             exec(compile(''.join(cell['source']), f'{experiment}.ipynb', 'exec'), space)
