@@ -153,6 +153,56 @@ def test_hook_merge_and_adapter_are_the_same_edit(family, tmp_path):
     with adapted.disable_adapter(): close(logits(adapted, batch), plain)
 
 
+def first_pass(model, batch, edit):
+    "What the first layer's output projection gives for the prompt, within generate, and the text"
+    kept = []
+    def keep(module, args, out): kept.append(out)
+    with torch.no_grad(), edit.applied(model):
+        handle = model.projections[0].register_forward_hook(keep)
+        ids = model.model.generate(**batch, max_new_tokens=3, do_sample=False, pad_token_id=0,
+                                   eos_token_id=None)
+        handle.remove()
+    return kept, ids
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_an_edit_at_some_positions_changes_no_other_token(family):
+    model, batch = load(family)
+    ids = batch['input_ids']
+    image = torch.zeros_like(ids).bool() if model.image_token_id is None else (
+        ids == model.image_token_id)
+    last = torch.zeros_like(image)
+    last[:, -1] = True
+    heads = dict(heads=['0.0', '0.1'], alpha=-3)
+    plain, _ = first_pass(model, batch, HeadEdit(heads['heads'], 1))
+    marks = dict(image=image, last=last, generated=torch.zeros_like(image))
+    concept = None if model.post_norms[0] is not None else Concept(
+        'few', [[5], [9]], ['a', 'b'], None)
+    for place, where in marks.items():
+        for subspace in (None, concept):
+            if place == 'image' and not image.any(): continue
+            edit = HeadEdit(**heads, subspace=subspace, positions=place)
+            edited, _ = first_pass(model, batch, edit)
+            changed = (edited[0] - plain[0]).abs().amax(-1) > 1e-6
+            assert torch.equal(changed, where)
+            assert len(edited) == 3
+
+
+@pytest.mark.parametrize('place', ['last', 'generated'])
+def test_positions_hold_for_padded_prompts_and_adapters(place):
+    model = load('llama')[0]
+    tokens = tiny.TOK(TEXTS, return_tensors='pt', padding=True, padding_side='left',
+                      return_token_type_ids=False)
+    edit = HeadEdit(['0.0', '1.1'], -5, positions=place)
+    _, together = first_pass(model, dict(tokens), edit)
+    for text, ids in zip(TEXTS, together):
+        alone = dict(tiny.TOK(text, return_tensors='pt', return_token_type_ids=False))
+        assert first_pass(model, alone, edit)[1][0, -3:].tolist() == ids[-3:].tolist()
+    adapted = get_peft_model(copy.deepcopy(model.model), LoraConfig(target_modules=['up_proj']))
+    around = HeadModel(adapted.eval(), tiny.TOK)
+    assert torch.equal(first_pass(around, dict(tokens), edit)[1], together)
+
+
 def things():
     words = ['sky', 'grass', 'roses', 'item', 'mauve']
     return Concept.from_words('things', words, tiny.TOK, multi='word')

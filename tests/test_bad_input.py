@@ -26,7 +26,7 @@ from tiny import CORPUS, TOK, image, llama_tokenizer, text_model, vision_model
 
 from headpursuit import (
     Concept, Dictionary, Head, HeadEdit, HeadModel, HeadRanking, HeadStats, capture, generate,
-    null_scores, rank_heads,
+    null_scores, off_target, rank_heads,
 )
 from headpursuit.capture import check_batch, position_mask
 from headpursuit.cli import main
@@ -453,6 +453,12 @@ ROWS = [
     hand(ValueError, 'is not a head', lambda t: Head.parse((0.5, 1)), id='half a layer'),
     hand(ValueError, 'names a head twice', lambda t: HeadEdit(['L0.H1', '0.1'], 2)),
     hand(ValueError, 'at least one head', lambda t: HeadEdit([], 2)),
+    hand(ValueError, "unknown positions 'first'", lambda t: HeadEdit(
+        'L0.H1', 2, positions='first')),
+    hand(ValueError, 'no change of weights', lambda t: HeadEdit(
+        'L0.H1', 2, positions='last').merge(w().model)),
+    hand(ValueError, 'needs generate', lambda t: off_target(
+        w().model, ['The sky'], HeadEdit('L0.H1', 2, positions='last'))),
     hand(ValueError, 'two empty sets', lambda t: call('ranking.overlap', a=[], b=[])),
     hand(ValueError, 'k must be between 1 and 8', lambda t: w().ranking.top(9)),
     hand(ValueError, 'k must be a whole number', lambda t: w().ranking.top(1.5)),

@@ -397,7 +397,7 @@ def test_the_map_works_while_the_weights_come_in(pocket, chromium):
             self.send_header('Content-Type', 'text/html; charset=utf-8')
             self.end_headers()
             self.wfile.write(html[:len(html) // 2])
-            go_on.wait(60)
+            go_on.wait(300)
             self.wfile.write(html[len(html) // 2:])
 
         def log_message(self, *args): pass
@@ -407,7 +407,8 @@ def test_the_map_works_while_the_weights_come_in(pocket, chromium):
         page = context.new_page()
         page.goto(f'http://127.0.0.1:{server.server_port}/', wait_until='commit')
         page.locator('#run').click()
-        page.wait_for_function("() => document.querySelector('progress')?.value > .3")
+        page.wait_for_function("() => document.querySelector('progress')?.value > .3",
+                               polling=100, timeout=120_000)  # frames are rare on a busy machine
         page.locator('[data-head="70"]').click()
         assert page.locator('#card h2').inner_text() == 'Head L2.H6'
         assert page.locator('progress').evaluate('bar => bar.value') < .5
