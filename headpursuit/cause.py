@@ -6,6 +6,7 @@
 __all__ = ['answer_log_prob', 'likelihood', 'attribution', 'flip_each', 'verify']
 
 # %% ../nbs/17_cause.ipynb #2f41bf0c
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import chain
@@ -18,13 +19,33 @@ from torch import Tensor
 from torch.nn.functional import pad
 from tqdm.auto import tqdm
 
-from .capture import text_batches
+from .capture import check_prompt, text_batches
 from .dictionary import Concept
 from .editing import HeadEdit
 from .generation import check_questions, counted_tokens, with_answer
 from .heads import Head, HeadModel, hooked
 from .ranking import HeadRanking
 from .store import at_least_one
+
+# %% ../nbs/17_cause.ipynb #5e9b21d4
+def _beginning_alike(samples: Sequence[Mapping],  # with text
+                     size: int,  # most in a batch
+                     ) -> Iterator[list[Mapping]]:  # batches, in order
+    "Neighbours with more than half of their text in common together, all others as they come"
+    batch, alike = [], False
+    for sample in samples:
+        text = str(sample.get('text'))
+        same = bool(batch) and _common(str(batch[-1].get('text')), text) > len(text) / 2
+        if batch and (len(batch) == size or (len(batch) > 1 and same != alike)):
+            yield batch
+            batch = []
+        if len(batch) == 1: alike = same
+        batch.append(sample)
+    if batch: yield batch
+
+def _common(a: str, b: str) -> int:
+    "How many characters two texts have in common at their beginning"
+    return len(os.path.commonprefix([a, b]))
 
 # %% ../nbs/17_cause.ipynb #57b50fdf
 def _answered(model: HeadModel,  # with its tokenizer
@@ -37,12 +58,37 @@ def _answered(model: HeadModel,  # with its tokenizer
     for prompt, answer in zip(questions['prompt'], questions['answer']):
         asked = prompt if isinstance(prompt, Mapping) else dict(text=prompt)
         samples.append(dict(asked, answer=answer if isinstance(answer, str) else answer[0]))
-    whole = [with_answer(s) for s in samples]
-    for batch in text_batches(model, whole, batch_size, padding_side='right'):
-        some = samples[:len(batch['input_ids'])]
-        samples = samples[len(some):]
-        yield batch, counted_tokens(model, batch, some)
+    for i, sample in enumerate(samples): check_prompt(i, sample)
+    for some in _beginning_alike(samples, batch_size):
+        whole = [with_answer(s) for s in some]
+        for batch in text_batches(model, whole, batch_size, padding_side='right'):
+            yield batch, counted_tokens(model, batch, some)
 
+
+# %% ../nbs/17_cause.ipynb #26a8f5c0
+_WORTH = 16  # tokens; below, two passes take longer than one
+
+def _shared(batch: Mapping[str, Tensor],  # tokenised, padded on the right
+            needed: Tensor,  # (batch, seq) bool, where logits are wanted
+            ) -> int:  # 0 where it is not worth it
+    "How many tokens all rows have in common before the first that is needed"
+    ids = batch['input_ids']
+    if torch.is_grad_enabled() or len(ids) < 2 or {*batch} != {'input_ids', 'attention_mask'}:
+        return 0
+    differs = (ids != ids[0]).any(0) | needed.any(0)
+    n = int(differs.float().argmax())
+    return n if n >= _WORTH else 0
+
+def _read_shared(model: HeadModel,
+                 batch: Mapping[str, Tensor],
+                 n: int,  # tokens in common
+                 ) -> dict:  # inputs for the rest
+    "The common tokens are read once; every row continues with their cache"
+    ids = batch['input_ids']
+    cache = model.model.base_model(input_ids=ids[:1, :n], use_cache=True).past_key_values
+    cache.batch_repeat_interleave(len(ids))
+    return dict(input_ids=ids[:, n:], attention_mask=batch['attention_mask'],
+                past_key_values=cache)
 
 # %% ../nbs/17_cause.ipynb #dd19e992
 def _answer_logits(model: HeadModel,  # with its tokenizer
@@ -51,9 +97,11 @@ def _answer_logits(model: HeadModel,  # with its tokenizer
                    ) -> Tensor:  # (n_tokens, v) float32
     "The logits with which the tokens of the answers are predicted, one row a token"
     needed = pad(answer, (0, 1))
-    def rows_only(unembedding, args): return args[0][needed], *args[1:]
+    shared = _shared(batch, needed)
+    rest = _read_shared(model, batch, shared) if shared else batch
+    def rows_only(unembedding, args): return args[0][needed[:, shared:]], *args[1:]
     with hooked([model.unembedding.register_forward_pre_hook(rows_only)]):
-        return model.model(**batch).logits.float()
+        return model.model(**rest).logits.float()
 
 # %% ../nbs/17_cause.ipynb #3f1c77a2
 def _log_prob(logits: Tensor,  # (n_tokens, v) from `_answer_logits`

@@ -210,13 +210,14 @@ def _tokens_of_pass(model: HeadModel,  # knows which tokens are images
                     past,  # the cache of the passes before; None outside `generate`
                     ) -> Tensor:  # (batch, seq) bool
     "The tokens of one pass at which an edit is made"
-    if past is None and positions != 'image':
+    batch = dict(input_ids=ids, attention_mask=mask)
+    if positions == 'image': return POSITIONS['image'](model, batch)
+    if past is None:
         raise ValueError(f'positions={positions!r} needs generate: in a single pass nothing says '
                          'where the prompt ends. Measure the edit by its answers')
-    if past is None or past.get_seq_length() == 0:
-        batch = dict(input_ids=ids, attention_mask=mask)
-        return torch.zeros_like(ids).bool() if positions == 'generated' else (
-            POSITIONS[positions](model, batch))
+    if past.get_seq_length() == 0:
+        none = torch.zeros_like(ids).bool()
+        return none if positions == 'generated' else POSITIONS['last'](model, batch)
     if ids.shape[1] > 1:
         raise ValueError('an edit at some positions cannot tell prompt from answer where several '
                          'tokens are read at once: generate without prefill_chunk_size and '

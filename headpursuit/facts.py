@@ -92,26 +92,47 @@ def _examples(pool: Sequence,  # training facts of the relation
         f'{fact.relation!r} has only {len(chosen)} examples with different answers '
         f'for {fact.subject!r}: ask for fewer than {shots} shots')
 
+# %% ../nbs/18_facts.ipynb #0f7ab2c9
+def _shared_examples(pool: Sequence,  # training facts of the relation
+                     fact,  # the one that is asked for
+                     shots: int,  # number of examples
+                     seed: int,  # of the sets
+                     ) -> list:  # `shots` facts
+    "The first set of examples that shares no word with the fact"
+    own = {fact.subject, fact.answer}
+    for i in range(100):
+        rng = random.Random(f'{fact.relation} set {i} {seed}')
+        different = {f.answer: f for f in rng.sample(pool, len(pool))}
+        chosen = [*different.values()][:shots]
+        if all(own.isdisjoint((f.subject, f.answer)) for f in chosen): return chosen
+    return _examples(pool, fact, shots, random.Random(f'{fact.relation} {fact.subject} {seed}'))
+
 # %% ../nbs/18_facts.ipynb #b820c76a
-FORMS = ('line', 'question', 'first letter')
+FORMS = ('line', 'question', 'first letter', 'choice')
 
 def _line(fact,  # subject, answer, relation
           form: str,  # one of `FORMS`
+          words: Sequence[str],  # the answers of its relation
           ) -> tuple[str, str]:  # what is asked, what is to be said
     "One fact as a line to complete"
     asked = QUESTIONS[fact.relation].format(fact.subject)
     if form == 'line': return RELATIONS[fact.relation].format(fact.subject), fact.answer
     if form == 'question': return f'Q: {asked}\nA:', fact.answer
-    return f'Q: {asked} First letter only.\nA:', fact.answer[0].upper()
+    if form == 'first letter': return f'Q: {asked} First letter only.\nA:', fact.answer[0].upper()
+    rng = random.Random(f'choice {fact.relation} {fact.subject}')
+    two = [fact.answer, rng.choice([w for w in words if w != fact.answer])]
+    rng.shuffle(two)
+    return f'Q: {asked} {two[0]} or {two[1]}?\nA:', fact.answer
 
 # %% ../nbs/18_facts.ipynb #7a5e90b1
 def _few_shot(examples: Sequence,  # facts
               fact,  # the one that is asked for
               form: str,  # one of `FORMS`
+              words: Sequence[str],  # the answers of its relation
               ) -> tuple[str, str]:  # the prompt, the answer
     "The examples with their answers, then the line to complete"
-    shown = [' '.join(_line(e, form)) for e in examples]
-    asked, answer = _line(fact, form)
+    shown = [' '.join(_line(e, form, words)) for e in examples]
+    asked, answer = _line(fact, form, words)
     return '\n'.join([*shown, asked]), answer
 
 # %% ../nbs/18_facts.ipynb #9edc47d9
@@ -141,26 +162,29 @@ def recall_questions(split: str,  # 'train', 'validation' or 'test'
                      seed: int = 0,  # of the draw of facts and examples
                      *, shots: int = 4,  # examples before a question
                      form: str = 'line',  # how it is asked, one of `FORMS`
+                     shared: bool = False,  # the same examples for as many as can be, or own ones
                      chat: bool = False,  # a user's message instead of examples
                      tokenizer=None,  # for `chat`: has the chat template
                      ) -> pd.DataFrame:  # columns prompt, answer, concept, subject
-    "Questions about the facts of a split; the answer does not stand in the prompt"
+    "Questions about the facts of a split; only a choice has the answer in the prompt"
     _check(split, n)
     if form not in FORMS:
         raise ValueError(f"unknown form {form!r}: use one of {', '.join(map(repr, FORMS))}")
     if chat and getattr(tokenizer, 'chat_template', None) is None:
         raise ValueError('chat=True needs a tokenizer with a chat template: pass tokenizer')
-    rows = []
+    rows, words = [], fact_words()
     for relation, group in facts().groupby('relation', sort=False):
         pool = [*group[group['split'] == 'train'].itertuples(index=False)]
         asked = [*group[group['split'] == split].itertuples(index=False)]
         random.Random(f'{split} {relation} {seed}').shuffle(asked)
         for fact in asked[:n]:
-            rng = random.Random(f'{relation} {fact.subject} {seed}')
             if chat:
                 prompt, answer = _chat(tokenizer, fact), fact.answer
             else:
-                prompt, answer = _few_shot(_examples(pool, fact, shots, rng), fact, form)
+                rng = random.Random(f'{relation} {fact.subject} {seed}')
+                examples = (_shared_examples(pool, fact, shots, seed) if shared else
+                            _examples(pool, fact, shots, rng))
+                prompt, answer = _few_shot(examples, fact, form, words[relation])
             rows.append(dict(prompt=prompt, answer=answer,
                              concept=relation, subject=fact.subject))
     return pd.DataFrame(rows)
@@ -180,6 +204,7 @@ def copy_questions(split: str,  # 'train', 'validation' or 'test'
                    n: int | None = None,  # questions per relation; each word once if not given
                    seed: int = 0,  # of the draw of words and examples
                    *, shots: int = 4,  # examples before a question
+                   shared: bool = False,  # the same examples for a relation's words, or own ones
                    ) -> pd.DataFrame:  # columns prompt, answer, concept
     "Questions answered with the words of the relations, which stand in the prompt"
     _check(split, n)
@@ -193,7 +218,8 @@ def copy_questions(split: str,  # 'train', 'validation' or 'test'
         random.Random(f'{split} {relation} {seed}').shuffle(asked)
         for i in range(len(asked) if n is None else n):
             word = asked[i % len(asked)]
-            rng = random.Random(f'{relation} {word} {i // len(asked)} {seed}')
+            whose = 'all' if shared else word
+            rng = random.Random(f'{relation} {whose} {i // len(asked)} {seed}')
             rows.append(dict(prompt=_copy_prompt(word, pool, shots, rng),
                              answer=word, concept=relation))
     return pd.DataFrame(rows)

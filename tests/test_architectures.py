@@ -1,6 +1,7 @@
 "Every supported family, tiny and random: decomposition, padding, capture, edit, merge, adapter"
 import copy
 
+import pandas as pd
 import pytest
 import tiny
 import torch
@@ -10,6 +11,7 @@ from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from torch import nn
 
 from headpursuit.capture import capture, head_samples
+from headpursuit.cause import likelihood
 from headpursuit.dictionary import Concept
 from headpursuit.editing import HeadEdit
 from headpursuit.heads import HeadModel
@@ -201,6 +203,24 @@ def test_positions_hold_for_padded_prompts_and_adapters(place):
     adapted = get_peft_model(copy.deepcopy(model.model), LoraConfig(target_modules=['up_proj']))
     around = HeadModel(adapted.eval(), tiny.TOK)
     assert torch.equal(first_pass(around, dict(tokens), edit)[1], together)
+
+
+@pytest.mark.parametrize('family', tiny.TEXT_CONFIGS)
+def test_a_common_beginning_is_read_once_and_changes_nothing(family):
+    model = load(family)[0]
+    begin = ' '.join(TEXTS)
+    asked = pd.DataFrame(dict(prompt=[f'{begin} {t}' for t in TEXTS], concept='few',
+                              answer=['blue', 'green', 'the sky', 'red']))
+    read = []
+    handle = model.layers[0].register_forward_pre_hook(
+        lambda module, args, inputs: read.append((args or (inputs['hidden_states'],))[0].shape[:2]),
+        with_kwargs=True)
+    with EDIT.applied(model):
+        together = likelihood(model, asked)
+        assert [rows for rows, _ in read] == [1, 4] and read[1][1] < read[0][1]
+        alone = likelihood(model, asked, batch_size=1)
+    handle.remove()
+    close(torch.tensor(together.log_prob), torch.tensor(alone.log_prob), atol=1e-3)
 
 
 def things():

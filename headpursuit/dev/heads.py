@@ -5,18 +5,23 @@
 # %% auto #0
 __all__ = ['FinderOf', 'FINDERS', 'Intervention', 'Task', 'random_finder', 'mean_norm', 'difference_of_means', 'concept_cosine',
            'linear_probe', 'share', 'share_without_first', 'ratio', 'excess', 'logit_lens', 'whole_attribution',
-           'integrated_attribution', 'part_attribution', 'verified', 'Ban', 'SpanRemoved', 'probes', 'measure',
-           'task_of', 'with_base', 'bench_target']
+           'integrated_attribution', 'part_attribution', 'matched', 'verified', 'Ban', 'SpanRemoved',
+           'indirect_objects', 'probes', 'with_base', 'measure', 'task_of', 'rank_with', 'compare', 'fitted',
+           'RestReplaced', 'faithfulness']
 
 # %% ../../nbs/bench/02_head_finders.ipynb #e5a2b262
+import random
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from datasets.fingerprint import Hasher
+from scipy.stats import bootstrap
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -28,9 +33,9 @@ from ..cause import attribution, flip_each, likelihood
 from ..dictionary import Concept
 from ..editing import HeadEdit
 from ..facts import copy_questions, recall_questions, related
-from ..fit import contrast
+from ..fit import Budget, Proposal, contrast, fit_edit, proposals
 from ..generation import off_target
-from ..heads import HeadModel, hooked
+from ..heads import Head, HeadModel, hooked
 from ..metrics import bootstrap_interval
 from ..pocket.reading import reading_questions
 from ..pursuit import orthonormal_basis
@@ -45,10 +50,11 @@ class Task:
     "What a finder may look at"
     model: HeadModel  # with its tokenizer
     concept: Concept  # the target
-    questions: pd.DataFrame  # training: prompt, answer, concept: the target's and unrelated ones
+    questions: pd.DataFrame  # training: prompt, answer, concept: the target's and what is to stay
     own: HeadStats  # with samples, at the last token of the target's prompts
     background: HeadStats  # the same of the other prompts
     counts: np.ndarray  # (v,) how often each token occurs in the prompts
+    neutral: Sequence[str]  # texts whose predictions are to stay
 
     @property
     def asked(self) -> pd.DataFrame:
@@ -168,6 +174,12 @@ def part_attribution(task: Task,  # what it may look at
     a = attribution(task.model, task.questions, subspace=task.concept)
     return contrast(a, task.questions['concept'], task.concept)
 
+def matched(task: Task,  # what it may look at
+            ) -> HeadRanking:
+    "The same gradient over the noise: what other answers and plain text owe to the head's part"
+    return proposals(task.model, task.questions, task.concept, task.neutral,
+                     ranks=[None])[0].ranking
+
 # %% ../../nbs/bench/02_head_finders.ipynb #aff4ee98
 def verified(task: Task,  # what it may look at
              ) -> HeadRanking:
@@ -186,7 +198,8 @@ FINDERS: dict[str, FinderOf] = {
     'share (paper)': share, 'share without layer 0': share_without_first, 'ratio': ratio,
     'excess': excess, 'attribution': whole_attribution,
     'integrated attribution': integrated_attribution,
-    'attribution of the part, contrasted': part_attribution, 'pursuit, verified': verified}
+    'attribution of the part, contrasted': part_attribution, 'matched filter': matched,
+    'pursuit, verified': verified}
 
 # %% ../../nbs/bench/02_head_finders.ipynb #ec0b0810
 @dataclass
@@ -222,82 +235,58 @@ class SpanRemoved:
 
 Intervention = HeadEdit | Ban | SpanRemoved
 
-# %% ../../nbs/bench/02_head_finders.ipynb #9b2f6e03
+# %% ../../nbs/bench/02_head_finders.ipynb #be8b3327
+_PEOPLE = ('Anna', 'David', 'Emma', 'James', 'Laura', 'Mark', 'Paul', 'Sarah')
+_PLACES = ('park', 'school', 'station', 'beach', 'office', 'library')
+_THINGS = ('book', 'letter', 'key', 'ball', 'coat', 'ticket')
+
+def indirect_objects(n: int,  # questions
+                     seed: int | str = 0,  # of the draw
+                     ) -> pd.DataFrame:  # prompt, answer, concept
+    "Two people, one gives something: to whom?"
+    rng, rows = random.Random(f'indirect objects {seed}'), []
+    for _ in range(n):
+        both = rng.sample(_PEOPLE, 2)
+        giver, other = rng.sample(both, 2)
+        prompt = (f'When {both[0]} and {both[1]} went to the {rng.choice(_PLACES)}, '
+                  f'{giver} gave a {rng.choice(_THINGS)} to')
+        rows.append(dict(prompt=prompt, answer=other, concept='indirect objects'))
+    return pd.DataFrame(rows)
+
+# %% ../../nbs/bench/02_head_finders.ipynb #e7a0f09b
+def _about(asked: pd.DataFrame, target: str, n: int, role: str) -> pd.DataFrame:
+    "The target's questions in one role"
+    return asked[asked['concept'] == target].head(n).assign(role=role)
+
 def probes(preset: str,  # 'pocket' or 'small'
            target: str,  # a concept
-           n: int,  # questions about the target; an eighth of it about each other concept
+           n: int,  # questions about the target; a sixth of it about each other concept
            split: str = 'test',  # or 'train', 'validation'
            seed: int = 0,  # of the questions
+           others: Sequence[str] | None = None,  # concepts to ask about; None: all
            ) -> pd.DataFrame:  # prompt, answer, concept, role
-    "Questions in their roles"
-    few = max(2, n // 8)
+    "Questions in their roles, those that begin alike side by side"
+    few = max(2, n // 6)
     if preset == 'pocket':
         asked = reading_questions(split, 8 * n, seed=seed).to_pandas()
         asked['role'] = np.where(asked['concept'] == target, 'target', 'unrelated')
         asked = asked.groupby('concept', sort=False).head(n)
         return asked[['prompt', 'answer', 'concept', 'role']].reset_index(drop=True)
     near = related().loc[target]
-    asked = recall_questions(split, n, seed)
+    asked = recall_questions(split, n, seed, shared=True)
+    if others is not None: asked = asked[asked['concept'].isin([target, *others])]
     role = np.where(asked['concept'].map(near), 'related', 'unrelated')
     asked['role'] = np.where(asked['concept'] == target, 'target', role)
     first = asked.groupby('concept').cumcount() < few
+    def form(name): return recall_questions(split, n, seed, form=name, shared=True)
     parts = [asked[(asked['role'] == 'target') | first],
-             _about(copy_questions(split, n, seed), target, n, 'copying'),
-             _about(recall_questions(split, n, seed, form='question'), target, n // 2,
-                    'other words'),
-             _about(recall_questions(split, n, seed, form='first letter'), target, n // 2,
-                    'first letter')]
-    return pd.concat(parts, ignore_index=True)[['prompt', 'answer', 'concept', 'role']]
-
-def _about(asked: pd.DataFrame, target: str, n: int, role: str) -> pd.DataFrame:
-    "The target's questions in one role"
-    return asked[asked['concept'] == target].head(n).assign(role=role)
-
-# %% ../../nbs/bench/02_head_finders.ipynb #35858de4
-def _kl(model: HeadModel, texts: Sequence[str], change: Intervention) -> float:
-    "Divergence on neutral text, nats a token; infinite where something cannot be said any more"
-    kl = float(off_target(model, texts, change)['kl'].mean())
-    return kl if kl < 1e6 else float('inf')
-
-def measure(model: HeadModel,  # with its tokenizer
-            base: pd.DataFrame,  # probes with the unedited model's log_prob, right and mass
-            change: Intervention,  # what is done to the model
-            concept: Concept,  # the target
-            neutral: Sequence[str],  # texts for the divergence
-            ) -> pd.DataFrame:  # role, n, left, low, high, log_prob, mass, KL
-    "What is left in every role"
-    with change.applied(model):
-        after = likelihood(model, base[['prompt', 'answer', 'concept', 'role']],
-                           concepts={concept.name: concept})
-    after = after.assign(change=after['log_prob'] - base['log_prob'])
-    kl = _kl(model, neutral, change)
-    rows = []
-    for role, own in after.groupby('role', sort=False):
-        left = own.groupby('concept')['right'].mean()
-        _, low, high = bootstrap_interval(own['right'])
-        rows.append(dict(role=role, n=len(own), left=left.median(), low=low, high=high,
-                         log_prob=own['change'].mean(), mass=own['mass'].mean(), KL=kl))
-    return pd.DataFrame(rows)
-
-# %% ../../nbs/bench/02_head_finders.ipynb #7f049cde
-def task_of(model: HeadModel,  # with its tokenizer
-            preset: str,  # 'pocket' or 'small'
-            target: str,  # a concept
-            concepts: Mapping[str, Concept],  # by name
-            seed: int = 0,  # of the questions
-            n: int = 12,  # training questions about the target; a third of it about each other
-            ) -> Task:
-    "What finders are given for one target"
-    asked = probes(preset, target, 3 * n, 'train', seed)
-    asked = asked[asked['role'].isin(['target', 'unrelated'])]
-    asked = asked.groupby('concept', sort=False).head(n)
-    asked = asked[(asked['concept'] == target) | (asked.groupby('concept').cumcount() < n // 3)]
-    mine = asked['concept'] == target
-    how = dict(positions='last', samples=True, progress=False)
-    own = capture(model, asked[mine]['prompt'].tolist(), **how)
-    background = capture(model, asked[~mine]['prompt'].tolist(), **how)
-    counts = token_counts(model, asked['prompt'].tolist())
-    return Task(model, concepts[target], asked.reset_index(drop=True), own, background, counts)
+             _about(copy_questions(split, n, seed, shared=True), target, n // 2, 'copying'),
+             _about(form('question'), target, n // 2, 'other words'),
+             _about(form('choice'), target, n // 2, 'choice'),
+             _about(form('first letter'), target, n // 4, 'first letter'),
+             indirect_objects(n // 3, f'{split} {seed}').assign(role='indirect objects')]
+    asked = pd.concat(parts, ignore_index=True)[['prompt', 'answer', 'concept', 'role']]
+    return asked.sort_values(['role', 'concept', 'prompt'], ignore_index=True)
 
 # %% ../../nbs/bench/02_head_finders.ipynb #d00663bc
 def with_base(model: HeadModel,  # with its tokenizer
@@ -308,26 +297,166 @@ def with_base(model: HeadModel,  # with its tokenizer
     base = likelihood(model, asked, concepts={concept.name: concept})
     return base[base['right'] == 1].reset_index(drop=True)
 
-# %% ../../nbs/bench/02_head_finders.ipynb #ec4c2d73
-def bench_target(task: Task,  # of one target
-                 base: pd.DataFrame,  # from `with_base`
-                 neutral: Sequence[str],  # texts for the divergence
-                 k: int = 8,  # heads of every edit
-                 finders: Mapping[str, FinderOf] = FINDERS,  # by name
-                 folder: str | None = None,  # keeps finished rows
-                 ) -> pd.DataFrame:  # target, intervention, part, k, heads, and `measure`'s columns
-    "The trivial baselines, then every finder's heads flipped: as a whole, and the concept's part"
-    c, rows = task.concept, []
-    tried = [('ban', '', Ban(c)), ('span removed', '', SpanRemoved(c))]
-    for name, find in finders.items():
-        heads = find(task).top(k)
-        tried += [(name, 'whole', HeadEdit(heads, -1.)),
-                  (name, 'part', HeadEdit(heads, -1., subspace=c))]
-    for name, part, change in tqdm(tried, desc=c.name):
-        found = cached_table(folder, f'{c.name} {name} {part}',
-                             lambda: measure(task.model, base, change, c, neutral),
-                             of=[task.model.weights_hash(), Hasher.hash(base.to_dict('list')),
-                                 str(change)])
+# %% ../../nbs/bench/02_head_finders.ipynb #df7c833d
+def _left(own: pd.DataFrame,  # columns concept, right
+          ) -> tuple[float, float, float]:  # estimate, low, high
+    "Share of right answers left: of one concept; of several the median, by resampling concepts"
+    shares = own.groupby('concept')['right'].mean()
+    if len(shares) == 1: return bootstrap_interval(own['right'])
+    middle = float(shares.median())
+    if np.ptp(shares) == 0: return middle, middle, middle
+    found = bootstrap((shares.to_numpy(),), np.median, method='percentile', rng=0)
+    return middle, *map(float, found.confidence_interval)
+
+# %% ../../nbs/bench/02_head_finders.ipynb #02e3a179
+def _kl(model: HeadModel, texts: Sequence[str], change: 'Intervention') -> float:
+    "Divergence on neutral text, nats a token; infinite where something cannot be said any more"
+    if not len(texts): return float('nan')
+    kl = float(off_target(model, texts, change)['kl'].mean())
+    return kl if kl < 1e6 else float('inf')
+
+def measure(model: HeadModel,  # with its tokenizer
+            base: pd.DataFrame,  # from `with_base`
+            change: 'Intervention',  # what is done to the model
+            concept: Concept,  # the target
+            neutral: Sequence[str] = (),  # texts for the divergence
+            ) -> pd.DataFrame:  # role, n, left, low, high, log_prob, mass, KL
+    "What is left in every role, with 95 % bootstrap intervals"
+    with change.applied(model):
+        after = likelihood(model, base[['prompt', 'answer', 'concept', 'role']],
+                           concepts={concept.name: concept}, batch_size=64)
+    after = after.assign(change=after['log_prob'] - base['log_prob'])
+    kl = _kl(model, neutral, change)
+    rows = []
+    for role, own in after.groupby('role', sort=False):
+        left, low, high = _left(own)
+        rows.append(dict(role=role, n=len(own), left=left, low=low, high=high,
+                         log_prob=own['change'].mean(), mass=own['mass'].mean(), KL=kl))
+    return pd.DataFrame(rows)
+
+# %% ../../nbs/bench/02_head_finders.ipynb #5d14b449
+def task_of(model: HeadModel,  # with its tokenizer
+            preset: str,  # 'pocket' or 'small'
+            target: str,  # a concept
+            concepts: Mapping[str, Concept],  # by name
+            neutral: Sequence[str] = (),  # texts whose predictions are to stay
+            seed: int = 0,  # of the questions
+            n: int = 16,  # training questions about the target; an eighth of it about each other
+            ) -> Task:
+    "What finders are given for one target"
+    asked = probes(preset, target, 2 * n, 'train', seed)
+    asked = asked[asked['role'].isin(['target', 'unrelated', 'copying'])]
+    asked.loc[asked['role'] == 'copying', 'concept'] = 'copying'
+    number = asked.groupby('concept').cumcount()
+    asked = asked[number < asked['role'].map(dict(target=n, copying=n // 2, unrelated=n // 8))]
+    how = dict(positions='last', samples=True, progress=False)
+    own, background = (capture(model, asked[asked['role'] == role]['prompt'].tolist(), **how)
+                       for role in ('target', 'unrelated'))
+    counts = token_counts(model, asked['prompt'].tolist())
+    return Task(model, concepts[target], asked.reset_index(drop=True), own, background, counts,
+                neutral)
+
+# %% ../../nbs/bench/02_head_finders.ipynb #23d82668
+def rank_with(name: str,  # of the finder
+              find: FinderOf,
+              task: Task,
+              folder: str | None = None,  # keeps the ranking
+              key: object = None,  # what else the ranking depends on
+              ) -> tuple[HeadRanking, dict]:  # and its cost: seconds, prompts read
+    "What a finder says, and what it took"
+    def compute():
+        read = []
+        def count(module, args, inputs): read.append(len(inputs['input_ids']))
+        start, base = time.perf_counter(), task.model.model.base_model
+        with hooked([base.register_forward_pre_hook(count, with_kwargs=True)]):
+            ranking = find(task)
+        return ranking.table.assign(seconds=time.perf_counter() - start, prompts=sum(read))
+    table = cached_table(folder, f'{task.concept.name} ranking {name}', compute,
+                         of=[task.model.weights_hash(), key])
+    cost = dict(seconds=float(table['seconds'][0]), prompts=int(table['prompts'][0]))
+    ranking = HeadRanking(table.drop(columns=['seconds', 'prompts']), task.concept.name, name,
+                          len(task.concept))
+    return ranking, cost
+
+# %% ../../nbs/bench/02_head_finders.ipynb #7f859712
+def compare(model: HeadModel,  # with its tokenizer
+          concept: Concept,  # the target
+          base: pd.DataFrame,  # from `with_base`
+          tried: Mapping[tuple[str, str], Intervention],  # by name and part: 'whole', 'part' or ''
+          neutral: Sequence[str] = (),  # texts for the divergence
+          folder: str | None = None,  # keeps finished rows
+          ) -> pd.DataFrame:  # concept, intervention, part, heads, and `measure`'s columns
+    "What every intervention leaves"
+    rows = []
+    known = [model.weights_hash(), Hasher.hash(base.to_dict('list')), list(neutral)]
+    for (name, part), change in tqdm(tried.items(), desc=concept.name):
+        found = cached_table(folder, f'{concept.name} {name} {part}',
+                             lambda: measure(model, base, change, concept, neutral),
+                             of=[*known, str(change)])
         heads = ' '.join(map(str, getattr(change, 'heads', [])))
-        rows.append(found.assign(target=c.name, intervention=name, part=part, k=k, heads=heads))
+        rows.append(found.assign(concept=concept.name, intervention=name, part=part, heads=heads))
     return pd.concat(rows, ignore_index=True)
+
+# %% ../../nbs/bench/02_head_finders.ipynb #b99ba054
+def fitted(task: Task,
+           proposed: Callable[[], Sequence[Proposal]],  # called where the edit is not there yet
+           validation: pd.DataFrame,  # prompt, answer, concept
+           neutral: Sequence[str],  # texts for the divergence
+           budget: Budget,
+           folder: str | None = None,  # keeps the edit
+           name: str = 'fit',  # of the edit in the folder
+           ) -> HeadEdit:
+    "The edit within a budget, or the nearest to it, and where it is kept"
+    path = None if folder is None else Path(folder) / f'{task.concept.name} {name} {budget.heads}'
+    if path is not None and (path / 'head_edit.json').exists():
+        return HeadEdit.load(path, task.model)
+    edit = fit_edit(task.model, task.concept, validation, neutral, proposed(), budget,
+                    batch_size=32, progress=False)
+    if path is not None: edit.save(path, task.model)
+    return edit
+
+# %% ../../nbs/bench/02_head_finders.ipynb #cfbd931b
+@dataclass
+class RestReplaced:
+    "All heads but some write their mean"
+    kept: Sequence[Head]  # these write what they write
+    mean: torch.Tensor  # (layers, heads, k) of z
+
+    @contextmanager
+    def applied(self,
+                model: HeadModel,  # corrupted as long as the context lasts
+                ) -> Iterator[None]:
+        "Within the context, z of the other heads does not depend on the input"
+        keep = torch.zeros(self.mean.shape[:2]).bool()
+        for h in self.kept: keep[h.layer, h.head] = True
+        def replaced(layer):
+            def replace(projection, args):
+                z = args[0].unflatten(-1, self.mean.shape[1:])
+                z = torch.where(keep[layer][:, None].to(z.device), z, self.mean[layer].to(z))
+                return z.flatten(-2), *args[1:]
+            return replace
+        with hooked(p.register_forward_pre_hook(replaced(layer))
+                    for layer, p in enumerate(model.projections)): yield
+
+# %% ../../nbs/bench/02_head_finders.ipynb #f2b42784
+def faithfulness(task: Task,
+                 questions: pd.DataFrame,  # prompt, answer, concept of the target
+                 rankings: Mapping[str, HeadRanking],  # by name
+                 shares: Sequence[float] = (.02, .05, .1, .2, .5),  # of all heads, that are kept
+                 ) -> pd.DataFrame:  # finder, CPR, CMD, and f by share
+    "How much of the answers the best heads alone carry"
+    model = task.model
+    rest = task.questions[task.questions['concept'] != task.concept.name]['prompt'].tolist()
+    mean = capture(model, rest, positions='all', progress=False).mean
+    def value(kept):
+        with RestReplaced(kept, mean).applied(model):
+            return likelihood(model, questions, batch_size=64)['log_prob'].mean()
+    none, whole = value([]), value(model.heads)
+    rows = []
+    for name, ranking in rankings.items():
+        f = [(value(ranking.top(max(1, round(s * len(model.heads))))) - none) / (whole - none)
+             for s in shares]
+        x, y = [0, *shares, 1], np.array([0, *f, 1])
+        rows.append(dict(finder=name, CPR=np.trapezoid(y, x), CMD=np.trapezoid(abs(1 - y), x))
+                    | {f'{s:.0%}': v for s, v in zip(shares, f)})
+    return pd.DataFrame(rows)
