@@ -18,10 +18,10 @@ from tqdm.auto import tqdm
 from .cause import attribution, likelihood
 from .dictionary import Concept, check_concept
 from .editing import HeadEdit
-from .generation import answer_tokens, off_target
+from .generation import answer_tokens, check_questions, off_target
 from .heads import HeadModel
 from .ranking import HeadRanking
-from .store import at_least_one
+from .store import at_least_one, check_columns
 
 # %% ../nbs/21_fit.ipynb #4a3a1f66
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def matched_filter(a: np.ndarray,  # (n_questions, layers, heads) from `attribut
                          'others: signal and noise')
     signal = a[mine].mean(0).clip(min=0)
     noise = np.square(a[~mine]).sum(0) / np.asarray(n_tokens)[~mine].sum()
-    noise = noise + .1 * np.median(noise)
+    noise = noise + .1 * noise.mean()
     ranking = HeadRanking.from_scores(signal / np.sqrt(noise), concept=concept,
                                       rule='matched filter')
     return ranking, signal / noise
@@ -119,6 +119,8 @@ def proposals(model: HeadModel,  # with its tokenizer
               ) -> list[Proposal]:
     "Matched filters for several parts, from one backward pass a batch for all of them"
     check_concept(concept)
+    check_questions(questions)
+    check_columns(questions, ['concept'], 'the table of questions')
     ranks = [r for r in ranks if r is None or r < len(concept)]
     asked = pd.concat([questions[['prompt', 'answer', 'concept']], _to_continue(neutral)],
                       ignore_index=True)

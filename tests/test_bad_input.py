@@ -37,7 +37,8 @@ from headpursuit.store import cached_table, read_tensors, split_of
 
 MODULES = ('store', 'pursuit', 'dictionary', 'metrics', 'heads', 'capture', 'distributed',
            'ranking', 'editing', 'generation', 'cause', 'experiments', 'fit', 'pocket.reading',
-           'pocket.seeing', 'facts', 'fetch', 'presets', 'material', 'explorer', 'live', 'cli')
+           'pocket.seeing', 'facts', 'fetch', 'easy_vqa', 'presets', 'material', 'explorer',
+           'live', 'cli')
 PROMPTS = CORPUS[:6]
 WRONG = (ValueError, TypeError, IndexError)
 
@@ -180,6 +181,8 @@ GOOD = {  # function: good arguments, as a function so that nothing is made befo
     'cause.verify': lambda: asked(ranking=w().ranking, k=2),
     'fit.contrast': lambda: dict(
         a=np.ones((1, 2, 4)), about=['colours'], concept=w().concept),
+    'fit.matched_filter': lambda: dict(
+        a=np.ones((2, 2, 4)), about=['colours', 'other'], n_tokens=[1, 1], concept=w().concept),
     'fit.proposals': lambda: asked(concept=w().concept),
     'fit.fit_edit': lambda: dict(
         model=w().model, concept=w().concept, validation=w().questions, neutral=PROMPTS,
@@ -198,6 +201,7 @@ GOOD = {  # function: good arguments, as a function so that nothing is made befo
     'live.live_page': lambda: ranked(prompts=PROMPTS, concepts=dict(colours=w().concept)),
     'facts.recall_questions': lambda: dict(split='test'),
     'facts.copy_questions': lambda: dict(split='test'),
+    'easy_vqa.easy_vqa': lambda: dict(split='test', wheel='nowhere'),
     'presets.check_preset': lambda: dict(preset='pocket'),
     'presets.load_model': lambda: dict(preset='pocket'),
     'presets.settings': lambda: dict(experiment='atlas', preset='pocket'),
