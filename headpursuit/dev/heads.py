@@ -84,10 +84,9 @@ def random_finder(task: Task,  # what it may look at
     "Heads in the layers of the paper's best ones, at random; then the rest"
     best = rank_heads(task.model, task.own, task.concept).top(32)
     drawn = random_heads(task.model, best, n_draws=1)[0]
-    order = {head: len(drawn) - i for i, head in enumerate(drawn)}
-    n = task.model.n_heads
-    scores = [[order.get((layer, h), 0) for h in range(n)] for layer in range(task.model.n_layers)]
-    return _scored(task, np.array(scores, float), 'random')
+    scores = np.zeros((task.model.n_layers, task.model.n_heads))
+    for i, head in enumerate(drawn): scores[head.layer, head.head] = len(drawn) - i
+    return _scored(task, scores, 'random')
 
 # %% ../../nbs/bench/02_head_finders.ipynb #926ed541
 def mean_norm(task: Task,  # what it may look at
@@ -253,20 +252,20 @@ def indirect_objects(n: int,  # questions
         rows.append(dict(prompt=prompt, answer=other, concept='indirect objects'))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/bench/02_head_finders.ipynb #e7a0f09b
+# %% ../../nbs/bench/02_head_finders.ipynb #2c2e3080
 def _about(asked: pd.DataFrame, target: str, n: int, role: str) -> pd.DataFrame:
     "The target's questions in one role"
     return asked[asked['concept'] == target].head(n).assign(role=role)
 
 def probes(preset: str,  # 'pocket' or 'small'
            target: str,  # a concept
-           n: int,  # questions about the target; a sixth of it about each other concept
+           n: int,  # questions about the target; a twelfth of it about each other concept
            split: str = 'test',  # or 'train', 'validation'
            seed: int = 0,  # of the questions
            others: Sequence[str] | None = None,  # concepts to ask about; None: all
            ) -> pd.DataFrame:  # prompt, answer, concept, role
     "Questions in their roles, those that begin alike side by side"
-    few = max(2, n // 6)
+    few = max(2, n // 12)
     if preset == 'pocket':
         asked = reading_questions(split, 8 * n, seed=seed).to_pandas()
         asked['role'] = np.where(asked['concept'] == target, 'target', 'unrelated')
@@ -280,11 +279,11 @@ def probes(preset: str,  # 'pocket' or 'small'
     first = asked.groupby('concept').cumcount() < few
     def form(name): return recall_questions(split, n, seed, form=name, shared=True)
     parts = [asked[(asked['role'] == 'target') | first],
-             _about(copy_questions(split, n, seed, shared=True), target, n // 2, 'copying'),
-             _about(form('question'), target, n // 2, 'other words'),
-             _about(form('choice'), target, n // 2, 'choice'),
-             _about(form('first letter'), target, n // 4, 'first letter'),
-             indirect_objects(n // 3, f'{split} {seed}').assign(role='indirect objects')]
+             _about(copy_questions(split, n, seed, shared=True), target, n // 4, 'copying'),
+             _about(form('question'), target, n // 4, 'other words'),
+             _about(form('choice'), target, n // 4, 'choice'),
+             _about(form('first letter'), target, n // 8, 'first letter'),
+             indirect_objects(n // 4, f'{split} {seed}').assign(role='indirect objects')]
     asked = pd.concat(parts, ignore_index=True)[['prompt', 'answer', 'concept', 'role']]
     return asked.sort_values(['role', 'concept', 'prompt'], ignore_index=True)
 
@@ -358,8 +357,8 @@ def task_of(model: HeadModel,  # with its tokenizer
 
 # %% ../../nbs/bench/02_head_finders.ipynb #23d82668
 def rank_with(name: str,  # of the finder
-              find: FinderOf,
-              task: Task,
+              find: FinderOf,  # the finder
+              task: Task,  # what it may look at
               folder: str | None = None,  # keeps the ranking
               key: object = None,  # what else the ranking depends on
               ) -> tuple[HeadRanking, dict]:  # and its cost: seconds, prompts read
@@ -398,11 +397,11 @@ def compare(model: HeadModel,  # with its tokenizer
     return pd.concat(rows, ignore_index=True)
 
 # %% ../../nbs/bench/02_head_finders.ipynb #b99ba054
-def fitted(task: Task,
+def fitted(task: Task,  # of one target
            proposed: Callable[[], Sequence[Proposal]],  # called where the edit is not there yet
            validation: pd.DataFrame,  # prompt, answer, concept
            neutral: Sequence[str],  # texts for the divergence
-           budget: Budget,
+           budget: Budget,  # what to reach and what it may cost
            folder: str | None = None,  # keeps the edit
            name: str = 'fit',  # of the edit in the folder
            ) -> HeadEdit:
@@ -439,7 +438,7 @@ class RestReplaced:
                     for layer, p in enumerate(model.projections)): yield
 
 # %% ../../nbs/bench/02_head_finders.ipynb #f2b42784
-def faithfulness(task: Task,
+def faithfulness(task: Task,  # of one target
                  questions: pd.DataFrame,  # prompt, answer, concept of the target
                  rankings: Mapping[str, HeadRanking],  # by name
                  shares: Sequence[float] = (.02, .05, .1, .2, .5),  # of all heads, that are kept
