@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from .capture import check_prompt, text_batches
 from .dictionary import Concept
 from .editing import HeadEdit
-from .generation import check_questions, counted_tokens, with_answer
+from .generation import counted_tokens, question_samples, with_answer
 from .heads import Head, HeadModel, hooked
 from .ranking import HeadRanking
 from .store import at_least_one
@@ -51,19 +51,16 @@ def _common(a: str, b: str) -> int:
 def _answered(model: HeadModel,  # with its tokenizer
               questions: pd.DataFrame,  # columns prompt, answer
               batch_size: int,
+              alike: bool = True,  # questions that begin alike in batches of their own
               ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:  # batch; (batch, seq - 1) bool
     "Prompts with their answers, and which tokens are to be predicted"
-    check_questions(questions)
-    samples = []
-    for prompt, answer in zip(questions['prompt'], questions['answer']):
-        asked = prompt if isinstance(prompt, Mapping) else dict(text=prompt)
-        samples.append(dict(asked, answer=answer if isinstance(answer, str) else answer[0]))
+    samples = question_samples(questions)
     for i, sample in enumerate(samples): check_prompt(i, sample)
-    for some in _beginning_alike(samples, batch_size):
+    for some in _beginning_alike(samples, batch_size) if alike else [samples]:
         whole = [with_answer(s) for s in some]
         for batch in text_batches(model, whole, batch_size, padding_side='right'):
-            yield batch, counted_tokens(model, batch, some)
-
+            here, some = some[:len(batch['input_ids'])], some[len(batch['input_ids']):]
+            yield batch, counted_tokens(model, batch, here)
 
 # %% ../nbs/17_cause.ipynb #26a8f5c0
 _WORTH = 16  # tokens; below, two passes take longer than one
@@ -245,7 +242,7 @@ def attribution(model: HeadModel,  # with its tokenizer
     ats = [None] if steps == 1 else [HeadEdit(
         model.heads, 1 + (alpha - 1) * x, subspace=subspace, rank=rank) for x in middle]
     found = []
-    batches = tqdm(_answered(model, questions, batch_size), desc='attribution',
+    batches = tqdm(_answered(model, questions, batch_size, alike=False), desc='attribution',
                    total=-(-len(questions) // batch_size), disable=not progress)
     for batch, answer in batches:
         grads = [_gradient(model, batch, answer, parts, at) for at in ats]

@@ -78,9 +78,10 @@ QUESTIONS = {
 def _examples(pool: Sequence,  # training facts of the relation
               fact,  # the one that is asked for
               shots: int,  # number of examples
-              rng: random.Random,  # draws them
+              seed: int,  # of the draw
               ) -> list:  # `shots` facts
     "Facts with different answers that share no word with the one asked for"
+    rng = random.Random(f'{fact.relation} {fact.subject} {seed}')
     own = {fact.subject, fact.answer}
     chosen = {}
     for other in rng.sample(pool, len(pool)):
@@ -105,7 +106,7 @@ def _shared_examples(pool: Sequence,  # training facts of the relation
         different = {f.answer: f for f in rng.sample(pool, len(pool))}
         chosen = [*different.values()][:shots]
         if all(own.isdisjoint((f.subject, f.answer)) for f in chosen): return chosen
-    return _examples(pool, fact, shots, random.Random(f'{fact.relation} {fact.subject} {seed}'))
+    return _examples(pool, fact, shots, seed)
 
 # %% ../nbs/18_facts.ipynb #b820c76a
 FORMS = ('line', 'question', 'first letter', 'choice')
@@ -173,6 +174,7 @@ def recall_questions(split: str,  # 'train', 'validation' or 'test'
     if chat and getattr(tokenizer, 'chat_template', None) is None:
         raise ValueError('chat=True needs a tokenizer with a chat template: pass tokenizer')
     rows, words = [], fact_words()
+    draw = _shared_examples if shared else _examples
     for relation, group in facts().groupby('relation', sort=False):
         pool = [*group[group['split'] == 'train'].itertuples(index=False)]
         asked = [*group[group['split'] == split].itertuples(index=False)]
@@ -181,9 +183,7 @@ def recall_questions(split: str,  # 'train', 'validation' or 'test'
             if chat:
                 prompt, answer = _chat(tokenizer, fact), fact.answer
             else:
-                rng = random.Random(f'{relation} {fact.subject} {seed}')
-                examples = (_shared_examples(pool, fact, shots, seed) if shared else
-                            _examples(pool, fact, shots, rng))
+                examples = draw(pool, fact, shots, seed)
                 prompt, answer = _few_shot(examples, fact, form, words[relation])
             rows.append(dict(prompt=prompt, answer=answer,
                              concept=relation, subject=fact.subject))

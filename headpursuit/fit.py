@@ -18,7 +18,9 @@ from tqdm.auto import tqdm
 from .cause import attribution, likelihood
 from .dictionary import Concept, check_concept
 from .editing import HeadEdit
-from .generation import answer_tokens, check_questions, off_target
+from headpursuit.generation import (
+    answer_tokens, check_questions, off_target, question_samples,
+)
 from .heads import HeadModel
 from .ranking import HeadRanking
 from .store import at_least_one, check_columns
@@ -103,9 +105,7 @@ def _to_continue(texts: Sequence[str],  # in which nothing is to change
                  ) -> pd.DataFrame:  # prompt, answer, concept
     "Texts as questions: all but the first word is the answer"
     parts = [t.split(' ', 1) for t in texts if ' ' in t.strip()]
-    return pd.DataFrame(parts, columns=['prompt', 'answer']).assign(concept=_NEUTRAL)
-
-_NEUTRAL = 'neutral text'  # beside the concepts' names
+    return pd.DataFrame(parts, columns=['prompt', 'answer']).assign(concept='neutral text')
 
 # %% ../nbs/21_fit.ipynb #f90a47c2
 def proposals(model: HeadModel,  # with its tokenizer
@@ -124,8 +124,7 @@ def proposals(model: HeadModel,  # with its tokenizer
     ranks = [r for r in ranks if r is None or r < len(concept)]
     asked = pd.concat([questions[['prompt', 'answer', 'concept']], _to_continue(neutral)],
                       ignore_index=True)
-    n_tokens = [answer_tokens(model.tokenizer, q)
-                for q in asked.rename(columns=dict(prompt='text')).to_dict('records')]
+    n_tokens = [answer_tokens(model.tokenizer, s) for s in question_samples(asked)]
     def filtered(name, a, *part):
         return Proposal(name, *matched_filter(a, asked['concept'], n_tokens, concept), *part)
     a = attribution(model, asked, subspace=concept, rank=ranks, batch_size=batch_size)

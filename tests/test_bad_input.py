@@ -169,6 +169,7 @@ GOOD = {  # function: good arguments, as a function so that nothing is made befo
     'ranking.atlas': lambda: ranked(progress=False),
     'ranking.lens_tokens': lambda: ranked(),
     'generation.check_questions': lambda: dict(questions=w().questions),
+    'generation.question_samples': lambda: dict(questions=w().questions),
     'generation.generate': lambda: dict(model=w().model, prompts=PROMPTS),
     'generation.answer': asked,
     'generation.off_target': lambda: dict(model=w().model, texts=PROMPTS, edit=w().edit),

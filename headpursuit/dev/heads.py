@@ -308,7 +308,7 @@ def _left(own: pd.DataFrame,  # columns concept, right
     return middle, *map(float, found.confidence_interval)
 
 # %% ../../nbs/bench/02_head_finders.ipynb #02e3a179
-def _kl(model: HeadModel, texts: Sequence[str], change: 'Intervention') -> float:
+def _kl(model: HeadModel, texts: Sequence[str], change: Intervention) -> float:
     "Divergence on neutral text, nats a token; infinite where something cannot be said any more"
     if not len(texts): return float('nan')
     kl = float(off_target(model, texts, change)['kl'].mean())
@@ -316,7 +316,7 @@ def _kl(model: HeadModel, texts: Sequence[str], change: 'Intervention') -> float
 
 def measure(model: HeadModel,  # with its tokenizer
             base: pd.DataFrame,  # from `with_base`
-            change: 'Intervention',  # what is done to the model
+            change: Intervention,  # what is done to the model
             concept: Concept,  # the target
             neutral: Sequence[str] = (),  # texts for the divergence
             ) -> pd.DataFrame:  # role, n, left, low, high, log_prob, mass, KL
@@ -379,12 +379,12 @@ def rank_with(name: str,  # of the finder
 
 # %% ../../nbs/bench/02_head_finders.ipynb #7f859712
 def compare(model: HeadModel,  # with its tokenizer
-          concept: Concept,  # the target
-          base: pd.DataFrame,  # from `with_base`
-          tried: Mapping[tuple[str, str], Intervention],  # by name and part: 'whole', 'part' or ''
-          neutral: Sequence[str] = (),  # texts for the divergence
-          folder: str | None = None,  # keeps finished rows
-          ) -> pd.DataFrame:  # concept, intervention, part, heads, and `measure`'s columns
+            concept: Concept,  # the target
+            base: pd.DataFrame,  # from `with_base`
+            tried: Mapping[tuple[str, str], Intervention],  # by name and part: whole, part or ''
+            neutral: Sequence[str] = (),  # texts for the divergence
+            folder: str | None = None,  # keeps finished rows
+            ) -> pd.DataFrame:  # concept, intervention, part, heads, and `measure`'s columns
     "What every intervention leaves"
     rows = []
     known = [model.weights_hash(), Hasher.hash(base.to_dict('list')), list(neutral)]
@@ -406,7 +406,8 @@ def fitted(task: Task,  # of one target
            name: str = 'fit',  # of the edit in the folder
            ) -> HeadEdit:
     "The edit within a budget, or the nearest to it, and where it is kept"
-    path = None if folder is None else Path(folder) / f'{task.concept.name} {name} {budget.heads}'
+    of = Hasher.hash([validation.to_dict('list'), list(neutral), str(budget)])
+    path = None if folder is None else Path(folder) / f'{task.concept.name} {name} {of}'
     if path is not None and (path / 'head_edit.json').exists():
         return HeadEdit.load(path, task.model)
     edit = fit_edit(task.model, task.concept, validation, neutral, proposed(), budget,
