@@ -18,9 +18,7 @@ from tqdm.auto import tqdm
 from .cause import attribution, likelihood
 from .dictionary import Concept, check_concept
 from .editing import HeadEdit
-from headpursuit.generation import (
-    answer_tokens, check_questions, off_target, question_samples,
-)
+from .generation import answer_tokens, check_questions, off_target, question_samples
 from .heads import HeadModel
 from .ranking import HeadRanking
 from .store import at_least_one, check_columns
