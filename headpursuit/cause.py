@@ -257,6 +257,7 @@ def flip_each(model: HeadModel,  # with its tokenizer
               *,
               alpha: float = -1.,  # factor on what the head writes
               subspace: Concept | None = None,  # on this part of it alone
+              rank: int | None = None,  # leading directions of that part, as for `HeadEdit`
               batch_size: int = 32,  # questions at once
               progress: bool = False,  # show a bar
               ) -> pd.Series:  # by head, mean change in nats
@@ -264,7 +265,7 @@ def flip_each(model: HeadModel,  # with its tokenizer
     base = answer_log_prob(model, questions, batch_size=batch_size)
     effect = {}
     for head in tqdm([model.check_head(h) for h in heads], desc='flips', disable=not progress):
-        edit = HeadEdit(head, alpha, subspace=subspace)
+        edit = HeadEdit(head, alpha, subspace=subspace, rank=rank)
         after = answer_log_prob(model, questions, edit, batch_size=batch_size)
         effect[str(head)] = float((after - base).mean())
     return pd.Series(effect, name='effect')

@@ -55,24 +55,39 @@ def contrast(a: np.ndarray,  # (n_questions, layers, heads) from `attribution`
     rule = f'attribution, penalty {penalty:g}'
     return HeadRanking.from_scores(scores, concept=concept, rule=rule)
 
+# %% ../nbs/21_fit.ipynb #1f31412a
+def _noise(a: np.ndarray,  # (n_questions, layers, heads) of what is to stay
+           about: np.ndarray,  # the kind of each question
+           n_tokens: np.ndarray,  # of each answer
+           weights: Mapping[str, float] | None,  # of kinds, 1 where not given; None: of no kind
+           ) -> np.ndarray:  # (layers, heads)
+    "Mean square of the derivatives, a token: over all tokens, or over kinds of questions"
+    squares = np.square(a)
+    if weights is None: return squares.sum(0) / n_tokens.sum()
+    kinds = {kind: about == kind for kind in sorted({*about})}
+    each = [weights.get(k, 1.) * squares[of].sum(0) / n_tokens[of].sum() for k, of in kinds.items()]
+    return sum(each) / sum(weights.get(k, 1.) for k in kinds)
+
 # %% ../nbs/21_fit.ipynb #2c8d50ea
 def matched_filter(a: np.ndarray,  # (n_questions, layers, heads) from `attribution`
                    about: Sequence[str],  # the concept of each question, or any other name
                    n_tokens: Sequence[int],  # of each answer
                    concept: Concept,  # the target
+                   weights: Mapping[str, float] | None = None,  # of kinds; None: each token alike
                    ) -> tuple[HeadRanking, np.ndarray]:  # the order; (layers, heads) change
     "Heads by signal to noise, and how much of a change each gets; heads that do not help get none"
     check_concept(concept)
-    mine = np.asarray(about) == concept.name
+    about = np.asarray(about)
+    mine = about == concept.name
     if not mine.any() or mine.all():
         raise ValueError(f'a matched filter for {concept.name!r} needs questions about it and '
                          'others: signal and noise')
-    signal = a[mine].mean(0).clip(min=0)
-    noise = np.square(a[~mine]).sum(0) / np.asarray(n_tokens)[~mine].sum()
+    signal = a[mine].mean(0)
+    noise = _noise(a[~mine], about[~mine], np.asarray(n_tokens)[~mine], weights)
     noise = noise + .1 * noise.mean()
     ranking = HeadRanking.from_scores(signal / np.sqrt(noise), concept=concept,
                                       rule='matched filter')
-    return ranking, signal / noise
+    return ranking, signal.clip(min=0) / noise
 
 # %% ../nbs/21_fit.ipynb #f0e68353
 @dataclass(frozen=True, eq=False)
