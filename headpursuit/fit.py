@@ -59,14 +59,14 @@ def contrast(a: np.ndarray,  # (n_questions, layers, heads) from `attribution`
 def _noise(a: np.ndarray,  # (n_questions, layers, heads) of what is to stay
            about: np.ndarray,  # the kind of each question
            n_tokens: np.ndarray,  # of each answer
-           weights: Mapping[str, float] | None,  # of kinds, 1 where not given; None: of no kind
+           weights: Mapping[str, float] | None,  # of kinds, else 1; None: each token alike
            ) -> np.ndarray:  # (layers, heads)
     "Mean square of the derivatives, a token: over all tokens, or over kinds of questions"
     squares = np.square(a)
     if weights is None: return squares.sum(0) / n_tokens.sum()
     kinds = {kind: about == kind for kind in sorted({*about})}
-    each = [weights.get(k, 1.) * squares[of].sum(0) / n_tokens[of].sum() for k, of in kinds.items()]
-    return sum(each) / sum(weights.get(k, 1.) for k in kinds)
+    each = [squares[of].sum(0) / n_tokens[of].sum() for of in kinds.values()]
+    return np.average(each, axis=0, weights=[weights.get(kind, 1.) for kind in kinds])
 
 # %% ../nbs/21_fit.ipynb #2c8d50ea
 def matched_filter(a: np.ndarray,  # (n_questions, layers, heads) from `attribution`
