@@ -256,7 +256,7 @@ def position_mask(model: HeadModel,  # knows which tokens are special and which 
 # %% ../nbs/03_capture.ipynb #2d244193
 def default_rule(batch: Mapping[str, Tensor],  # tokenised
                  ) -> str:
-    "The paper's rule for inputs of this kind"
+    "The default rule for inputs of this kind"
     if 'pixel_values' in batch: return 'image'
     return 'content' if 'content_mask' in batch else 'prompt'
 

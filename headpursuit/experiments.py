@@ -267,7 +267,7 @@ def heads_needed(model: HeadModel,  # with its tokenizer
                  below: float = .3,  # relative accuracy to get under
                  **how,  # as for `answer`
                  ) -> int:
-    "The fewest top heads whose edit brings accuracy under `below` of the unedited model's"
+    "The fewest top heads that bring accuracy under `below` of the unedited model's; else `most`"
     at_least_one(most=most)
     base = answer(model, questions, **how).correct.mean()
     if base == 0:

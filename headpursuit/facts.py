@@ -167,7 +167,7 @@ def recall_questions(split: str,  # 'train', 'validation' or 'test'
                      chat: bool = False,  # a user's message instead of examples
                      tokenizer=None,  # for `chat`: has the chat template
                      ) -> pd.DataFrame:  # columns prompt, answer, concept, subject
-    "Questions about the facts of a split; only a choice has the answer in the prompt"
+    "Questions about the facts of a split; a choice has the answer in the prompt, a letter may"
     _check(split, n)
     if form not in FORMS:
         raise ValueError(f"unknown form {form!r}: use one of {', '.join(map(repr, FORMS))}")

@@ -254,7 +254,7 @@ def fit_cost(n_proposals: int,  # orders of heads to try
              n_neutral: int,  # neutral texts
              n_alphas: int = 4,  # factors to try
              ) -> int:
-    "Forward passes of single prompts that `fit_edit` needs at most, after its proposals"
+    "Forward passes of prompts that `fit_edit` needs at most, after proposals and base"
     tries = n_proposals * len(_numbers(budget.heads))
     return tries * (n_alphas * n_own + n_others + 2 * n_neutral)
 

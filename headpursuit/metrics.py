@@ -213,7 +213,7 @@ def bootstrap_interval(
     n_resamples: int = 2000,  # of the examples
     seed: int = 0,  # of the resamples
 ) -> tuple[float, float, float]:  # estimate, low, high
-    "Mean (or ratio of means, paired) and interval; limits are NaN for one value or a base of zero"
+    "Mean (or ratio of means, paired) and interval; not finite for one value or a base of zero"
     at_least_one(n_resamples=n_resamples)
     check_seed(seed)
     x = np.asarray(values, float)

@@ -96,9 +96,9 @@ def _questions(size: Settings, shape: Shape, n_draws: int, data: str) -> list[Wo
     read = PROMPT_TOKENS['triviaqa']
     chosen, drawn = _edits(size, n_draws)
     countries = math.ceil(.06 * size.n_test)
-    return [Work('capture, with its checks', round(6.25 * size.n_train), read),
+    return [Work('capture, with its checks', round(7.25 * size.n_train), read),
             Work('answers of the unedited model', size.n_test, read, 6),
-            Work('answers under edits', chosen * size.n_test, read, 6),
+            Work('answers under edits', 2 * chosen * size.n_test, read, 6),  # four finders
             Work('answers with random heads', drawn * countries, read, 6)]
 
 # %% ../nbs/21_plan.ipynb #515dc93d

@@ -692,7 +692,7 @@ def atlas(
     unit_atoms: bool = True,  # scale atoms to unit length before choosing
     fold_norm: bool = False,  # dictionary with the final norm's gain
     heads: Iterable[Head] | None = None,  # default: all
-    dtype: torch.dtype = torch.float32,  # of the products over the vocabulary; never the tokens'
+    dtype: torch.dtype = torch.float32,  # of the products; bfloat16 rounds the atoms
     memory: float = 4e9,  # bytes for what is held per group of heads, beside the dictionary
     progress: bool = True,  # show a bar
 ) -> pd.DataFrame:  # columns layer, head, step, token, token_id, explained
