@@ -21,9 +21,10 @@ torch.set_num_threads(1)
 from headpursuit import HeadModel, pocket_path
 from headpursuit.distributed import capture_shards
 from headpursuit.pocket.reading import reading_questions
-folder, slow, meeting, rank, world = sys.argv[1:]
+folder, slow, meeting = sys.argv[1:4]
+rank, world = map(int, sys.argv[4:])
 dist.init_process_group('gloo', init_method='file://' + meeting, timeout=timedelta(seconds=60),
-                        rank=int(rank), world_size=int(world))
+                        rank=rank, world_size=world)
 model = HeadModel.from_pretrained(pocket_path())
 forward = model.model.model.forward
 def delayed(*a, **k):
@@ -32,9 +33,9 @@ def delayed(*a, **k):
 model.model.model.forward = delayed
 data = reading_questions('train', 8, seed=3).rename_column('prompt', 'text')
 stats = capture_shards(model, data, folder, n_shards=8, batch_size=4, progress=False)
-if rank == '0': stats.save(folder + '/stats.safetensors')
-done = [Path(f'{meeting}.{i}') for i in range(int(world))]
-done[int(rank)].touch()
+if rank == 0: stats.save(folder + '/stats.safetensors')
+done = [Path(f'{meeting}.{i}') for i in range(world)]
+done[rank].touch()
 while not all(d.exists() for d in done): time.sleep(.05)  # none hangs up while another listens
 os._exit(0)  # gloo's threads may outlive a worker, and take it along at its end
 '''
