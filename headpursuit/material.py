@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'QA_PROMPT', 'SMALL_RELATIONS', 'RTP_PROMPT', 'CAPTION_PROMPTS', 'CLASSIFICATION_PROMPT', 'PAPER_SETS',
-           'KEYWORD_PROMPT', 'Material', 'Source', 'load_source', 'triviaqa_questions', 'question_answering',
-           'toxicity_prompts', 'toxicity', 'model_family', 'labelled_pictures', 'image_classification', 'with_names',
-           'keyword_prompts', 'keywords', 'flickr_captions', 'captioning', 'published']
+           'VISUAL_QUESTIONS', 'KEYWORD_PROMPT', 'Material', 'Source', 'load_source', 'triviaqa_questions',
+           'question_answering', 'toxicity_prompts', 'toxicity', 'model_family', 'labelled_pictures',
+           'visual_questions', 'image_classification', 'in_words', 'with_names', 'keyword_prompts', 'keywords',
+           'flickr_captions', 'captioning', 'published']
 
 # %% ../nbs/16_material.ipynb #242dcb3b
+import random
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from itertools import permutations
+from itertools import permutations, product
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ import pandas as pd
 from datasets import ClassLabel, Dataset, load_dataset, load_from_disk
 
 from .dictionary import builtin_concepts, word_list
+from .easy_vqa import KINDS, easy_vqa
 from .facts import fact_words, recall_questions
 from .heads import HeadModel
 from .metrics import concept_counts
@@ -413,6 +416,36 @@ def _told(prompts: Sequence[dict],
     "Prompts with what is right to say"
     return [dict(prompt, answer=answer) for prompt, answer in zip(prompts, answers)]
 
+# %% ../nbs/16_material.ipynb #44451403
+def _small_pictures(name: str,
+                    split: str,
+                    n: int,
+                    seed: int,
+                    ) -> tuple[pd.DataFrame, list[str]]:
+    "`_seeing_pictures` without the list of names, and with digits in words"
+    shown, listed = _seeing_pictures(name, split, n, seed)
+    words = seeing.class_names(name, spelled=True)
+    spelled = dict(zip(listed, words))
+    prompts = with_names(shown.prompt, None)
+    return shown.assign(prompt=prompts, answer=shown.answer.map(spelled)), words
+
+# %% ../nbs/16_material.ipynb #fad910e0
+VISUAL_QUESTIONS = {f'easy-VQA {kind}': kind for kind in KINDS}  # name of a set -> kind
+_VQA_PROMPT = '<image> {} Answer:'
+
+def visual_questions(name: str,  # a key of `VISUAL_QUESTIONS`
+                     split: str,  # 'train', 'validation' or 'test'
+                     n: int | None = None,  # questions; default: all
+                     seed: int = 0,  # of the choice
+                     ) -> tuple[pd.DataFrame, list[str]]:  # prompt, answer, concept; all answers
+    "Questions of one kind about the pictures of easy-VQA"
+    if name not in VISUAL_QUESTIONS:
+        raise ValueError(f"unknown set {name!r}: use one of {', '.join(VISUAL_QUESTIONS)}")
+    kind = VISUAL_QUESTIONS[name]
+    rows = [(dict(text=_VQA_PROMPT.format(r['question']), image=r['image']), r['answer'], name)
+            for r in easy_vqa(split, n, seed, kind=kind)]
+    return pd.DataFrame(rows, columns=['prompt', 'answer', 'concept']), list(KINDS[kind])
+
 # %% ../nbs/16_material.ipynb #52aa4f2f
 def _neutral_pictures(sets: dict[str, Material],
                       name: str,
@@ -425,7 +458,10 @@ def _neutral_pictures(sets: dict[str, Material],
     return out
 
 # %% ../nbs/16_material.ipynb #043cf33e
-def image_classification(preset: str,  # 'pocket' or 'paper'
+_SETS = dict(
+    pocket=(*seeing.SETS,), small=(*seeing.SETS, *VISUAL_QUESTIONS), paper=PAPER_SETS)
+
+def image_classification(preset: str,  # 'pocket', 'small' or 'paper'
                          names: Sequence[str] | None = None,  # of sets; default: all of the preset
                          *,
                          n_train: int = 300,  # pictures of a set to choose heads on
@@ -438,14 +474,16 @@ def image_classification(preset: str,  # 'pocket' or 'paper'
                          ) -> dict[str, Material]:
     "Every classification set: its own training prompts, its own class names as concept"
     settings('image_classification', preset, n_train=n_train, n_test=n_test)
-    pocket = preset == 'pocket'
+    own = preset != 'paper'  # pictures with a validation split of their own
     def pictures(name: str, part: str, n: int) -> tuple[pd.DataFrame, list[str]]:
-        if pocket: return _seeing_pictures(name, part, n, seed)
+        if preset == 'pocket': return _seeing_pictures(name, part, n, seed)
+        if name in VISUAL_QUESTIONS: return visual_questions(name, part, n, seed)
+        if preset == 'small': return _small_pictures(name, part, n, seed)
         shown, words = labelled_pictures(name, part, n, seed, folder)
         return shown.assign(prompt=_send_pictures(shown.prompt, model, chat)), words
     sets = {}
-    for name in names or (seeing.SETS if pocket else PAPER_SETS):
-        if pocket:
+    for name in names or _SETS[preset]:
+        if own:
             train, words = pictures(name, 'train', n_train)
             validation, _ = pictures(name, 'validation', n_test)
         else:  # further pictures of the same split
@@ -457,6 +495,54 @@ def image_classification(preset: str,  # 'pocket' or 'paper'
     for name, m in sets.items(): m.neutral = _neutral_pictures(sets, name)
     return sets
 
+# %% ../nbs/16_material.ipynb #e61022ad
+_DESCRIPTIONS = dict(
+    colours='a {mood} {colour} {shape}', shapes='a {mood} {colour} {shape}',
+    digits='a {colour} {digit} on {texture} paper', glyphs='a {colour} {digit} on {texture} paper',
+    textures='a {colour} {shape} with a {texture} surface')
+_DESCRIBED = 'Image: {thing}. What {asked} is depicted in this image? Answer:'
+_WORDS_SHARES = dict(test=64, validation=64, train=128)
+
+def _descriptions(name: str,
+                  split: str,
+                  ) -> list[tuple[str, str]]:  # description, answer
+    "All descriptions of a split with what is asked about them"
+    words = dict(mood=seeing.MOODS, colour=seeing.COLOURS, shape=seeing.SHAPES,
+                 texture=seeing.TEXTURES, digit=seeing.class_names('digits', spelled=True))
+    form, asked = _DESCRIPTIONS[name], seeing.SETS[name]
+    used = [kind for kind in words if f'{{{kind}}}' in form]
+    out = []
+    for values in product(*(words[kind] for kind in used)):
+        said = dict(zip(used, values))
+        thing = form.format(**said).replace('a orange', 'an orange').replace('a angry', 'an angry')
+        if split_of(thing, _WORDS_SHARES) == split: out.append((thing, said[asked]))
+    return out
+
+# %% ../nbs/16_material.ipynb #e34a36f6
+def in_words(name: str,  # a set of the seeing world
+             split: str,  # 'train', 'validation' or 'test'
+             n: int,  # questions, at most as many as there are descriptions
+             seed: int = 0,  # of the choice
+             ) -> pd.DataFrame:  # prompt, answer, concept
+    "Questions of a classification set about descriptions in place of pictures"
+    if name not in _DESCRIPTIONS:
+        raise ValueError(f"unknown set {name!r}: use one of {', '.join(_DESCRIPTIONS)}")
+    if split not in _WORDS_SHARES:
+        raise ValueError(f"unknown split {split!r}: use one of {', '.join(_WORDS_SHARES)}")
+    at_least_one(n=n)
+    check_seed(seed)
+    draw = random.Random(f'{name} {seed}')
+    pool = _descriptions(name, 'train')
+    draw.shuffle(pool)
+    examples = [*{answer: (thing, answer) for thing, answer in pool}.values()][:3]
+    rest = [d for d in _descriptions(name, split) if d not in examples]
+    asked = seeing.SETS[name]
+    before = ''.join(f'{_DESCRIBED.format(thing=thing, asked=asked)} {answer}\n'
+                     for thing, answer in examples)
+    rows = [(before + _DESCRIBED.format(thing=thing, asked=asked), answer, name)
+            for thing, answer in draw.sample(rest, min(n, len(rest)))]
+    return pd.DataFrame(rows, columns=['prompt', 'answer', 'concept'])
+
 # %% ../nbs/16_material.ipynb #2226c6af
 _ONE_OF = ' Answer EXACTLY with one of the following class names only: {}.'
 
@@ -465,21 +551,20 @@ def with_names(prompts: Sequence[dict],  # of a classification set
                ) -> list[dict]:
     "The same questions about the same pictures with another list of class names"
     before, after = map(re.escape, _ONE_OF.split('{}'))
-    found = re.compile(f'{before}.*{after}(?= Answer:)', re.DOTALL)
+    found = re.compile(f'(?:{before}.*{after})?(?= Answer:)', re.DOTALL)
     now = '' if names is None else _ONE_OF.format(', '.join(names))
-    return [dict(p, text=found.sub(lambda _: now, p['text'])) for p in prompts]
+    return [dict(p, text=found.sub(lambda _: now, p['text'], count=1)) for p in prompts]
 
 # %% ../nbs/16_material.ipynb #bca9ea7b
 KEYWORD_PROMPT = 'List five keywords that describe this image, separated by commas.'
 
 def keyword_prompts(prompts: Sequence[dict],  # of a classification set
-                    preset: str,  # 'pocket' or 'paper'
+                    preset: str,  # 'pocket', 'small' or 'paper'
                     ) -> list[dict]:
-    "Requests for keywords, or in the pocket for captions, about the same pictures"
-    describe = seeing.CAPTION_PROMPT.removeprefix('<image> ')  # the mark stays where it was
-    request = describe if preset == 'pocket' else KEYWORD_PROMPT
+    "Requests for keywords, or of our own models for captions, about the same pictures"
+    if preset != 'paper': return [dict(p, text=seeing.CAPTION_PROMPT) for p in prompts]
     question = re.compile(r'What .* is depicted in this image\?.* Answer:', re.DOTALL)
-    return [dict(p, text=question.sub(lambda _: request, p['text'])) for p in prompts]
+    return [dict(p, text=question.sub(KEYWORD_PROMPT, p['text'])) for p in prompts]
 
 # %% ../nbs/16_material.ipynb #a48fede7
 _EMPTY = {'a', 'an', 'the', 'of', 'and', 'in', 'on', 'with', 'is', 'above', 'beside'}
@@ -528,11 +613,16 @@ def _seeing_captions(split: str,
                      n: int,
                      seed: int,
                      plain: bool = False,  # scenes of which there is nothing to say
+                     in_ways: bool = False,  # captions put in several ways
                      ) -> pd.DataFrame:  # prompt, concept, captions, groups
     "Scenes of the seeing world with captions and with what is in them"
     data = seeing.caption_scenes(split, n, seed, plain=plain)
     prompts = [dict(text=r['prompt'], image=r['image']) for r in data]
-    return pd.DataFrame(dict(prompt=prompts, concept='captions', captions=data['captions'][:],
+    captions = data['captions'][:]
+    if in_ways:
+        way = random.Random(f'{split} {seed} {plain}')
+        captions = [[seeing.put_otherwise(c, way) for c in own] for own in captions]
+    return pd.DataFrame(dict(prompt=prompts, concept='captions', captions=captions,
                              groups=data['groups'][:]))
 
 # %% ../nbs/16_material.ipynb #3efee794
@@ -550,14 +640,14 @@ def _unmentioned(pictures: pd.DataFrame,  # prompt, captions
 # %% ../nbs/16_material.ipynb #8b3f76b9
 def _caption_words(preset: str) -> dict[str, list[str]]:
     "The three concepts of the paper's captioning experiment"
-    if preset == 'pocket':
+    if preset != 'paper':
         return {c: seeing.seeing_words()[c] for c in ('colours', 'sentiments', 'quantities')}
     lists = builtin_concepts()
     sentiments = lists['sentiments_positive'] + lists['sentiments_negative']
     return dict(colours=lists['colours'], sentiments=sentiments, quantities=lists['quantities'])
 
 # %% ../nbs/16_material.ipynb #ec7fad58
-def captioning(preset: str,  # 'pocket' or 'paper'
+def captioning(preset: str,  # 'pocket', 'small' or 'paper'
                *,
                n_train: int = 400,  # pictures to choose heads on
                n_test: int = 200,  # pictures to measure on
@@ -569,10 +659,12 @@ def captioning(preset: str,  # 'pocket' or 'paper'
     "Pictures to describe, with reference captions"
     settings('captioning', preset, n_train=n_train, n_test=n_test)
     words = _caption_words(preset)
-    if preset == 'pocket':
-        train, test, validation = (_seeing_captions(split, n, seed) for split, n in
-                                   dict(train=n_train, test=n_test, validation=n_test).items())
-        plain = _seeing_captions('test', 64, seed, plain=True)
+    if preset != 'paper':
+        sizes = dict(train=n_train, test=n_test, validation=n_test)
+        in_ways = preset == 'small'
+        train, test, validation = (_seeing_captions(split, n, seed, in_ways=in_ways)
+                                   for split, n in sizes.items())
+        plain = _seeing_captions('test', 64, seed, plain=True, in_ways=in_ways)
     else:
         train = _sent_captions('train', n_train, seed, folder, model, chat)
         test = plain = _sent_captions('test', n_test, seed, folder, model, chat)

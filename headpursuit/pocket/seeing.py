@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'MOODS', 'QUANTITIES', 'SHAPES', 'TEXTURES', 'SIZE', 'GREY', 'CAPTION_PROMPT', 'SETS', 'seeing_words',
-           'Group', 'draw_scene', 'mention', 'caption', 'caption_scenes', 'check_caption', 'judge_captions',
-           'class_names', 'classification_prompt', 'classification_set']
+           'Group', 'draw_scene', 'mention', 'caption', 'put_otherwise', 'caption_scenes', 'check_caption',
+           'judge_captions', 'class_names', 'classification_prompt', 'classification_set']
 
 # %% ../../nbs/pocket/02_seeing_world.ipynb #f25748d9
 import math
@@ -268,6 +268,16 @@ def caption(groups: tuple[Group, ...],  # one or two
         return f'{phrases[0]}.'
     above = groups[0].quarter // 2 != groups[1].quarter // 2
     return f"{phrases[0]} {'above' if above else 'beside'} {phrases[1]}."
+
+# %% ../../nbs/pocket/02_seeing_world.ipynb #7d9a8b3d
+_WAYS = ('{}', 'there {be} {}', 'I see {}', 'a picture of {}')
+
+def put_otherwise(caption: str,  # as `caption` writes it
+                  rng: random.Random,  # decides how to put it
+                  ) -> str:
+    "A caption in one of four ways"
+    be = 'is' if caption.split()[0] in ('a', 'an') else 'are'
+    return rng.choice(_WAYS).format(caption, be=be)
 
 # %% ../../nbs/pocket/02_seeing_world.ipynb #4bfd9931
 _SHARES = dict(test=32, validation=32, train=192)
@@ -540,12 +550,17 @@ def _scan_picture(name: str,  # a digit
     dy = rng.uniform(-3, 3)
     return _place_scan(scan, size, dx, dy, turn=rng.uniform(-12, 12))
 
+# %% ../../nbs/pocket/02_seeing_world.ipynb #2d77bd27
+_DIGITS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
+
 # %% ../../nbs/pocket/02_seeing_world.ipynb #bc82a8b5
 def class_names(name: str,  # one of `SETS`
+                spelled: bool = False,  # digits as words
                 ) -> list[str]:
     "The class names of a set"
     if name not in SETS:
         raise ValueError(f"unknown set {name!r}: use one of {', '.join(SETS)}")
+    if spelled and SETS[name] == 'digit': return [*_DIGITS]
     return seeing_words()['digits' if name == 'glyphs' else name]
 
 # %% ../../nbs/pocket/02_seeing_world.ipynb #fad766d3
