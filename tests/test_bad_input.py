@@ -733,7 +733,7 @@ TYPED = [  # what is typed, FILE and FOLDER being there; words that must occur
     ('site quickly', 'unrecognized'),
     ('reproduce', 'required'), ('reproduce poetry', 'invalid choice'),
     ('reproduce atlas --preset huge', 'unknown preset'),
-    ('reproduce captioning --preset small', 'no preset'),
+    ('reproduce strength --preset small', 'no preset'),
     ('reproduce atlas --out FILE', 'FILE'), ('reproduce atlas --out FILE/here', 'FILE'),
     ('reproduce atlas -p colour red', "no parameter 'colour'"),
     ('reproduce atlas -p out there', "no parameter 'out'"),
