@@ -9,7 +9,7 @@ __all__ = ['answer_log_prob', 'likelihood', 'attribution', 'flip_each', 'verify'
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 import pandas as pd
@@ -32,14 +32,14 @@ def _beginning_alike(samples: Sequence[Mapping],  # with text
                      size: int,  # most in a batch
                      ) -> Iterator[list[Mapping]]:  # batches, in order
     "Neighbours with more than half of their text in common together, all others as they come"
-    batch, alike = [], False
-    for sample in samples:
-        text = str(sample.get('text'))
-        same = bool(batch) and _common(str(batch[-1].get('text')), text) > len(text) / 2
-        if batch and (len(batch) == size or (len(batch) > 1 and same != alike)):
+    texts = [str(s.get('text')) for s in samples]
+    like = [False, *(_common(a, b) > len(b) / 2 for a, b in pairwise(texts)), False]
+    batch = []
+    for i, sample in enumerate(samples):
+        apart = not like[i] and (like[i - 1] or like[i + 1])  # after such neighbours, or the first
+        if batch and (apart or len(batch) == size):
             yield batch
             batch = []
-        if len(batch) == 1: alike = same
         batch.append(sample)
     if batch: yield batch
 

@@ -7,6 +7,7 @@ __all__ = ['Budget', 'contrast', 'matched_filter', 'Proposal', 'proposals', 'fit
 
 # %% ../nbs/21_fit.ipynb #513449ad
 import warnings
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -18,7 +19,9 @@ from tqdm.auto import tqdm
 from .cause import attribution, likelihood
 from .dictionary import Concept, check_concept
 from .editing import HeadEdit
-from .generation import answer_tokens, check_questions, off_target, question_samples
+from headpursuit.generation import (
+    answer_tokens, check_questions, off_target, question_samples, unedited,
+)
 from .heads import HeadModel
 from .ranking import HeadRanking
 from .store import at_least_one, check_columns
@@ -162,7 +165,8 @@ class _Yardstick:
         base = likelihood(model, questions, concepts={concept.name: concept},
                           batch_size=batch_size)
         mine = base['concept'] == concept.name
-        self.model, self.neutral, self.batch_size = model, neutral, batch_size
+        self.model, self.batch_size = model, batch_size
+        self.neutral = unedited(model, neutral)
         self.concept, self.measure = concept, 'mass' if enhance else 'right'
         self.own = base[mine & ((base['right'] == 1) | enhance)]
         self.others = base[~mine & (base['right'] == 1)]
@@ -220,12 +224,14 @@ def _try(yard: _Yardstick,
          goal: float,
          ) -> dict:  # a row of the trade-off
     "The mildest factor that reaches the target, or the strongest, and what it costs"
-    for alpha in alphas:
-        edit = proposal.edit(k, alpha)
-        left = yard.target(edit)
-        if _reached(left, goal): break
-    row = dict(proposal=proposal.name, k=k, alpha=alpha, target=left)
-    return row | yard.side(edit) if _reached(left, goal) else row
+    left = {}
+    def reaches(alpha):
+        left[alpha] = yard.target(proposal.edit(k, alpha))
+        return _reached(left[alpha], goal)
+    found = bisect_left(alphas, True, key=reaches)
+    alpha = alphas[min(found, len(alphas) - 1)]
+    row = dict(proposal=proposal.name, k=k, alpha=alpha, target=left[alpha])
+    return row | yard.side(proposal.edit(k, alpha)) if found < len(alphas) else row
 
 # %% ../nbs/21_fit.ipynb #7601684f
 _CURVE = ('proposal', 'k', 'alpha', 'target', 'others', 'worst', 'KL')
@@ -256,16 +262,17 @@ def fit_cost(n_proposals: int,  # orders of heads to try
              ) -> int:
     "Forward passes of prompts that `fit_edit` needs at most, after proposals and base"
     tries = n_proposals * len(_numbers(budget.heads))
-    return tries * (n_alphas * n_own + n_others + 2 * n_neutral)
+    return tries * (n_alphas.bit_length() * n_own + n_others + n_neutral)
 
 # %% ../nbs/21_fit.ipynb #5bd09e17
 def _search(yard: _Yardstick,
             proposed: Sequence[Proposal],
             budget: Budget,
             alphas: Sequence[float],
+            thorough: bool,
             progress: bool,
             ) -> pd.DataFrame:  # rows of `_try`
-    "Every proposal with more and more heads, until one is within the budget"
+    "Every proposal with more and more heads, until one is within the budget unless thorough"
     rows = []
     numbers = _numbers(budget.heads)
     with tqdm(total=len(numbers) * len(proposed), desc='fit', disable=not progress) as bar:
@@ -274,7 +281,7 @@ def _search(yard: _Yardstick,
                 rows.append(_try(yard, p, k, alphas, budget.target))
                 bar.update()
             curve = pd.DataFrame(rows).reindex(columns=[*_CURVE])
-            if (_excess(curve, budget) == 0).any(): break
+            if not thorough and (_excess(curve, budget) == 0).any(): break
     return curve
 
 # %% ../nbs/21_fit.ipynb #a5b5e6df
@@ -286,6 +293,7 @@ def fit_edit(model: HeadModel,  # with its tokenizer
              budget: Budget = Budget(),  # what to reach and what it may cost
              *,
              alphas: Sequence[float] | None = None,  # mildest first; default by the target
+             thorough: bool = False,  # try all numbers of heads, for the least side effects
              batch_size: int = 16,  # questions at once
              progress: bool = True,  # say the cost and show a bar
              ) -> HeadEdit:
@@ -300,7 +308,7 @@ def fit_edit(model: HeadModel,  # with its tokenizer
         n = fit_cost(len(proposed), budget, len(yard.own), len(yard.others), len(neutral),
                      len(alphas))
         print(f'fit_edit: at most {n:,} forward passes of a prompt')
-    curve = _search(yard, proposed, budget, alphas, progress)
+    curve = _search(yard, proposed, budget, alphas, thorough, progress)
     counted = dict(own=len(yard.own), others=len(yard.others), neutral=len(neutral))
     return _chosen(curve, proposed, concept, budget, counted)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_text_model', 'generate', 'check_questions', 'answer', 'question_samples', 'with_answer', 'answer_tokens',
-           'counted_tokens', 'off_target', 'side_effects', 'versions']
+           'counted_tokens', 'Unedited', 'unedited', 'off_target', 'side_effects', 'versions']
 
 # %% ../nbs/08_generation.ipynb #fe7af4bd
 import importlib
@@ -12,6 +12,7 @@ import platform
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -179,33 +180,56 @@ def _prompt_marks(model: HeadModel, batch: Mapping[str, Tensor],
     return dict(token_type_ids=kinds)
 
 # %% ../nbs/08_generation.ipynb #bbbf5be1
-def _token_values(model: HeadModel, batch: Mapping[str, Tensor], mask: Tensor,
-                  edit: HeadEdit) -> Tensor:  # (tokens, 3) divergence, loss before and after
-    "What an edit does to the prediction of each token"
-    def log_probs() -> Tensor:
-        return model.model(**batch).logits[:, :-1][mask].float().log_softmax(-1)
-    p = log_probs()
-    with edit.applied(model): q = log_probs()
-    target = batch['input_ids'][:, 1:][mask][:, None]
-    kl = (p.exp() * (p - q)).sum(-1)
-    return torch.stack([kl, -p.gather(-1, target)[:, 0], -q.gather(-1, target)[:, 0]], 1)
+def _predictions(model: HeadModel, batch: Mapping[str, Tensor],
+                 mask: Tensor) -> Tensor:  # (tokens, v) log-probabilities
+    "What may follow, for each token that counts"
+    return model.model(**batch).logits[:, :-1][mask].float().log_softmax(-1)
+
+def _read(model: HeadModel, texts: Sequence[str | dict], batch_size: int,
+          ) -> Iterator[tuple[dict[str, Tensor], Tensor, Tensor]]:  # batch, mask, predictions
+    "Batches of texts, the tokens that count, and what the model as it is says of them"
+    whole, done = [with_answer(s) for s in texts], 0
+    for batch in text_batches(model, whole, batch_size, padding_side='right'):
+        samples = texts[done:done + len(batch['input_ids'])]
+        done += len(samples)
+        mask = counted_tokens(model, batch, samples)
+        batch = batch | _prompt_marks(model, batch, mask)
+        yield batch, mask, _predictions(model, batch, mask)
+
+# %% ../nbs/08_generation.ipynb #e6c0967f
+@dataclass
+class Unedited:
+    "What the model as it is says of texts, kept to compare several edits with it"
+    read: list[tuple[dict[str, Tensor], Tensor, Tensor]]  # batches, tokens that count, (tokens, v)
+
+# %% ../nbs/08_generation.ipynb #5c0f3ba6
+@torch.no_grad()
+def unedited(model: HeadModel,  # with a tokenizer
+             texts: Sequence[str | dict],  # a few; 4 bytes a token and word of the vocabulary
+             *, batch_size: int = 8,  # texts that run together
+             ) -> Unedited:  # for `off_target`, in place of the texts
+    "The predictions that edits are compared with, for several edits"
+    check_text_model(model)
+    check_prompts(texts)
+    return Unedited(list(_read(model, texts, batch_size)))
 
 # %% ../nbs/08_generation.ipynb #710624e5
 @torch.no_grad()
 def off_target(model: HeadModel,  # with a tokenizer
-               texts: Sequence[str | dict],  # texts, or dicts with `text`, `image` and `answer`
+               texts: Sequence[str | dict] | Unedited,  # strings, or dicts with text, image, answer
                edit: HeadEdit,  # that should not touch them
                *, batch_size: int = 8,  # texts that run together
                ) -> pd.DataFrame:  # a row per text: kl, loss_before, loss_after, in nats per token
     "Divergence of predictions and loss before and after an edit, means over each text's tokens"
     check_text_model(model)
-    check_prompts(texts)
+    kept = isinstance(texts, Unedited)
+    if not kept: check_prompts(texts)
     rows = []
-    whole = [with_answer(s) for s in texts]
-    for batch in text_batches(model, whole, batch_size, padding_side='right'):
-        samples = texts[len(rows):len(rows) + len(batch['input_ids'])]
-        mask = counted_tokens(model, batch, samples)
-        values = _token_values(model, batch | _prompt_marks(model, batch, mask), mask, edit)
+    for batch, mask, p in texts.read if kept else _read(model, texts, batch_size):
+        with edit.applied(model): q = _predictions(model, batch, mask)
+        target = batch['input_ids'][:, 1:][mask][:, None]
+        kl = (p.exp() * (p - q)).sum(-1)
+        values = torch.stack([kl, -p.gather(-1, target)[:, 0], -q.gather(-1, target)[:, 0]], 1)
         rows += [v.mean(0).tolist() for v in values.split(mask.sum(1).tolist())]
     return pd.DataFrame(rows, columns=['kl', 'loss_before', 'loss_after'])
 
