@@ -173,6 +173,7 @@ GOOD = {  # function: good arguments, as a function so that nothing is made befo
     'generation.generate': lambda: dict(model=w().model, prompts=PROMPTS),
     'generation.answer': asked,
     'generation.off_target': lambda: dict(model=w().model, texts=PROMPTS, edit=w().edit),
+    'generation.unedited': lambda: dict(model=w().model, texts=PROMPTS),
     'generation.side_effects': lambda: dict(
         model=w().model, texts=PROMPTS, edits=dict(one=w().edit)),
     'cause.answer_log_prob': asked,
