@@ -200,6 +200,7 @@ def _read(model: HeadModel, texts: Sequence[str | dict], batch_size: int,
 @dataclass
 class Unedited:
     "What the model as it is says of texts, kept to compare several edits with it"
+    texts: Sequence[str | dict]  # as they were given
     read: list[tuple[dict[str, Tensor], Tensor, Tensor]]  # batches, tokens that count, (tokens, v)
 
 # %% ../nbs/08_generation.ipynb #5c0f3ba6
@@ -211,7 +212,7 @@ def unedited(model: HeadModel,  # with a tokenizer
     "The predictions that edits are compared with, for several edits"
     check_text_model(model)
     check_prompts(texts)
-    return Unedited(list(_read(model, texts, batch_size)))
+    return Unedited(texts, list(_read(model, texts, batch_size)))
 
 # %% ../nbs/08_generation.ipynb #710624e5
 @torch.no_grad()

@@ -35,9 +35,7 @@ from ..dictionary import Concept
 from ..editing import HeadEdit
 from ..facts import copy_questions, recall_questions, related
 from ..fit import Budget, Proposal, contrast, fit_edit, matched_filter, proposals
-from headpursuit.generation import (
-    Unedited, answer_tokens, off_target, question_samples, unedited,
-)
+from ..generation import Unedited, answer_tokens, off_target, question_samples
 from ..heads import Head, HeadModel, hooked
 from ..metrics import bootstrap_interval
 from ..pocket.reading import reading_questions
@@ -410,17 +408,17 @@ def compare(model: HeadModel,  # with its tokenizer
             concept: Concept,  # the target
             base: pd.DataFrame,  # from `with_base`
             tried: Mapping[tuple[str, str], Intervention],  # by name and part: whole, part or ''
-            neutral: Sequence[str] = (),  # texts for the divergence
+            neutral: Unedited | None = None,  # predictions of texts, for the divergence
             folder: str | None = None,  # keeps finished rows
             ) -> pd.DataFrame:  # concept, intervention, part, heads, and `measure`'s columns
     "What every intervention leaves"
     rows = []
     asked = base[['prompt', 'answer', 'concept', 'role']]
-    known = [model.weights_hash(), Hasher.hash(asked.to_dict('list')), list(neutral)]
-    before = unedited(model, neutral) if len(neutral) else None
+    known = [model.weights_hash(), Hasher.hash(asked.to_dict('list')),
+             list(neutral.texts) if neutral else []]
     for (name, part), change in tqdm(tried.items(), desc=concept.name):
         found = cached_table(folder, f'{concept.name} {name} {part}',
-                             lambda: measure(model, base, change, concept, before),
+                             lambda: measure(model, base, change, concept, neutral),
                              of=[*known, str(change)])
         heads = ' '.join(map(str, getattr(change, 'heads', [])))
         rows.append(found.assign(concept=concept.name, intervention=name, part=part, heads=heads))
