@@ -18,7 +18,7 @@ from headpursuit import fetch
 from headpursuit.eyes import EYES, join_eyes, load_eyes, save_eyes, with_eyes
 from headpursuit.fetch import SMOLLM2, cache_folder, small_path
 from headpursuit.material import captioning, image_classification
-from headpursuit.pocket.seeing import SETS
+from headpursuit.pocket.seeing import SETS, judge_captions
 
 WORDS = ['<|endoftext|>', '<|im_start|>', '<|im_end|>', '<empty_output>', 'What', 'is', 'there',
          '?', 'Answer', ':', 'red', 'a', 'star', '.']
@@ -176,3 +176,12 @@ def test_the_real_one_names_what_it_sees(real):
         said = generate(real, m.test.prompt.tolist(), max_new_tokens=5, stop='.\n')
         right[name] = (pd.Series(said).str.strip() == m.test.answer).mean()
     assert min(right.values()) >= .8, right
+
+
+@pytest.mark.slow
+def test_the_real_one_describes_what_it_sees(real):
+    scenes = captioning('small', n_train=1, n_test=60, seed=22).test
+    said = generate(real, scenes.prompt.tolist(), max_new_tokens=24)
+    judged = judge_captions(said, scenes.groups)
+    assert (judged['size'] >= 10).all(), judged
+    assert (judged['mean'] >= .8).all(), judged
