@@ -162,7 +162,7 @@ SETTINGS: dict[str, dict[str, Settings]] = dict(  # by experiment and preset
         paper=replace(_PAPER, n_test=1000, max_new_tokens=64, stop='')),
     image_classification=dict(
         pocket=Settings(ks=(1, 2, 4, 8), n_train=300, n_test=100),
-        small=Settings(ks=(1, 8), n_train=100, n_test=30, n_beside=10, batch_size=32),
+        small=Settings(ks=(1, 8), n_train=100, n_test=20, n_beside=6, batch_size=32),
         paper=replace(_PICTURES, n_train=300, n_test=500, n_beside=100, max_new_tokens=24)),
     captioning=dict(
         pocket=Settings(ks=(1, 2, 3), n_train=400, n_test=400, max_new_tokens=24, stop=''),
