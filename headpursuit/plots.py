@@ -174,7 +174,7 @@ def _name_rows(ax: plt.Axes,  # empty
     "An axis of effects, 1 for none, with a row for every name"
     ax.axvline(1, color='.4', lw=.8, ls=':')
     n = len(names)
-    ax.set(yticks=range(n), yticklabels=map(_plain, names), ylim=(n - .5, -.5), xlim=(-.05, None))
+    ax.set(yticks=range(n), yticklabels=map(_plain, names), ylim=(n - .5, -.5))
     ax.grid(axis='y', visible=False)
 
 # %% ../nbs/07_plots.ipynb #c2ce7cc1
@@ -205,7 +205,8 @@ def effect_plot(table: pd.DataFrame,  # long, effects of one edit per target
     for i, ((name, rows), (marker, colour)) in enumerate(zip(shown.items(), looks)):
         t = rows.set_index('target').reindex(targets)
         _with_whiskers(ax, t, y + .2 * (i - 1), label=name, fmt=marker, color=colour)
-    ax.set(title=_plain(title), xlabel='accuracy relative to the unedited model')
+    ax.set(title=_plain(title), xlabel='accuracy relative to the unedited model',
+           xlim=(-.05, None))
     _legend_below(ax)
     return ax
 
@@ -226,7 +227,7 @@ def interval_panels(table: pd.DataFrame,  # long: `row`, `series`, `panel`, valu
     rows, marks, panels = (table[column].unique() for column in (row, series, panel))
     if others is not None: check_columns(others, [panel, row, series, 'value'])
     n_high = -(-len(panels) // 2)
-    size = (8, n_high * (.6 + .27 * len(rows)) + .3)
+    size = (8, n_high * (.6 + .34 * len(rows)) + .3)
     fig, axes = plt.subplots(n_high, min(2, len(panels)), figsize=size, sharey=True, squeeze=False)
     height = pd.Series(range(len(rows)), index=rows)
     for ax, title in zip(axes.flat, panels):
@@ -239,7 +240,7 @@ def interval_panels(table: pd.DataFrame,  # long: `row`, `series`, `panel`, valu
             if others is not None:
                 beside = others[(others[panel] == title) & (others[series] == name)]
                 ax.plot(beside.value, beside[row].map(height) + above, 'x', color=f'C{i}', ms=4)
-        ax.set_title(_plain(title))
+        ax.set(title=_plain(title), xlim=(-.05, None))
     for ax in axes[-1]: ax.set_xlabel(xlabel)
     fig.legend(*axes.flat[0].get_legend_handles_labels(), loc='outside lower center',
                ncols=len(marks), frameon=False)
