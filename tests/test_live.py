@@ -407,13 +407,14 @@ def test_the_map_works_while_the_weights_come_in(pocket, chromium):
         page = context.new_page()
         page.goto(f'http://127.0.0.1:{server.server_port}/', wait_until='commit')
         page.locator('#run').click()
-        page.wait_for_function("() => document.querySelector('progress')?.value > .3",
-                               polling=100, timeout=120_000)  # frames are rare on a busy machine
+        busy = dict(timeout=120_000)  # as long as a loaded machine may take
+        page.wait_for_function("() => document.querySelector('progress')?.value > 0",
+                               polling=100, **busy)
         page.locator('[data-head="70"]').click()
         assert page.locator('#card h2').inner_text() == 'Head L2.H6'
         assert page.locator('progress').evaluate('bar => bar.value') < .5
         go_on.set()
-        page.locator('#next tbody tr').first.wait_for()
+        page.locator('#next tbody tr').first.wait_for(**busy)
         context.close()
         server.shutdown()
 
